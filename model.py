@@ -1,0 +1,204 @@
+"""The Decision Transformer around a language model: LaMo, and DT as the same class.
+
+One environment step is three tokens, (return-to-go, state, action). The trunk, any causal language
+model of `transformers`, reads them through `inputs_embeds`; the action is predicted from the hidden
+state at the state token, which has seen this step's return-to-go and state and all that came before.
+
+    model = build_model(tasks.configuration("mini/hopper-medium-0.01/lamo/seed0"))
+
+Letters: B batch, K context, S state, A action, H hidden, T tokens, V vocabulary.
+Follows the paper's section 3 and experiment-d4rl/decision_transformer/models/decision_transformer.py
+(srzer/LaMo-2023@3e4fcc8), called "authors" below.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from lora import add_lora, train_only_lora
+from tasks import LANGUAGE_MODELS
+
+
+class ResidualMLP(nn.Module):
+    """The paper's embedding: a linear map, and a GELU layer added to it (authors: utils.py:6-18)."""
+
+    def __init__(self, inputs: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc1(x)
+        return self.fc2(F.gelu(x)) + x
+
+
+class ActionMLP(nn.Module):
+    """The paper's head, without a tanh (authors: utils.py:20-30)."""
+
+    def __init__(self, hidden: int, outputs: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DecisionTransformer(nn.Module):
+    """Predicts actions from returns-to-go, states and earlier actions.
+
+    trunk       a causal LM, or a bare transformer that has no language head
+    embeddings  "mlp": residual blocks and an MLP head; "linear": linear maps and a tanh head
+    The authors' heads for the next state and return train on nothing, so they are left out.
+    """
+
+    def __init__(self, trunk: nn.Module, state_dim: int, action_dim: int, horizon: int,
+                 embeddings: str):
+        super().__init__()
+        hidden = trunk.config.hidden_size
+        embed = {"mlp": ResidualMLP, "linear": nn.Linear}[embeddings]
+        self.trunk = trunk
+        self.horizon = horizon
+        self.embed_return = embed(1, hidden)
+        self.embed_state = embed(state_dim, hidden)
+        self.embed_action = embed(action_dim, hidden)
+        self.embed_timestep = nn.Embedding(horizon, hidden)
+        self.embed_ln = nn.LayerNorm(hidden)
+        self.predict_action = (ActionMLP(hidden, action_dim) if embeddings == "mlp" else
+                               nn.Sequential(nn.Linear(hidden, action_dim), nn.Tanh()))
+
+    def forward(self, states, actions, returns_to_go, timesteps, attention_mask=None):
+        """states (B, K, S), actions (B, K, A), returns_to_go (B, K, 1), timesteps (B, K) int64,
+        attention_mask (B, K) with 0 at padding, or None for no padding -> actions (B, K, A)."""
+        B, K = timesteps.shape
+        tokens = torch.stack((self.embed_return(returns_to_go), self.embed_state(states),
+                              self.embed_action(actions)), dim=2)             # (B, K, 3, H)
+        # Normalise, then add the time: as LaMo and Wiki-RL do; DT adds it first.
+        time = self.embed_timestep(timesteps.clamp(max=self.horizon - 1))     # (B, K, H)
+        tokens = self.embed_ln(tokens) + time[:, :, None]
+        if attention_mask is not None:
+            attention_mask = attention_mask.repeat_interleave(3, dim=1)       # (B, 3K)
+        hidden = self.without_positions(tokens.flatten(1, 2), attention_mask)  # (B, 3K, H)
+        return self.predict_action(hidden.view(B, K, 3, -1)[:, :, 1])         # (B, K, A)
+
+    def without_positions(self, embeds, attention_mask=None):
+        """The trunk's hidden states (B, T, H) for embeds (B, T, H), order known from the mask alone.
+
+        The authors apply no position embeddings to the trajectory (their timestep embedding tells
+        the order). `transformers` always applies them, so every token is put at position 0, and
+        what a learned table (GPT-2's wpe) adds there is taken off beforehand.
+        """
+        base = self.trunk.base_model
+        if hasattr(base, "wpe"):
+            embeds = embeds - base.wpe.weight[0]
+        T = embeds.shape[1]
+        allowed = torch.ones(T, T, dtype=torch.bool, device=embeds.device).tril()[None, None]
+        if attention_mask is not None:
+            # padding sees itself, so that no row of the softmax is empty
+            itself = torch.eye(T, dtype=torch.bool, device=embeds.device)
+            allowed = allowed & (attention_mask[:, None, None].bool() | itself)  # (B, 1, T, T)
+        mask = torch.zeros(allowed.shape, dtype=embeds.dtype, device=embeds.device)
+        mask.masked_fill_(~allowed, torch.finfo(embeds.dtype).min)
+        positions = torch.zeros(1, T, dtype=torch.long, device=embeds.device)
+        return base(inputs_embeds=embeds, attention_mask=mask, position_ids=positions,
+                    use_cache=False).last_hidden_state
+
+    def language_loss(self, ids, positions=True):
+        """Mean next-token cross-entropy of text ids (B, T) under the adapted trunk, in nats.
+
+        The authors compute it without position embeddings, on a model pre-trained with them
+        (trajectory_gpt2_LoRA.py:1183); `positions=False` is their way.
+        """
+        base = self.trunk.base_model
+        if positions:
+            hidden = base(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        else:
+            hidden = self.without_positions(base.get_input_embeddings()(ids[:, :-1]))
+        logits = self.trunk.get_output_embeddings()(hidden)                   # (B, T - 1, V)
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float = 0.1) -> nn.Module:
+    """DT's randomly initialised transformer, without vocabulary and position tables."""
+    from transformers import GPT2Config, GPT2Model
+
+    trunk = GPT2Model(GPT2Config(
+        n_embd=width, n_layer=layers, n_head=heads, n_inner=4 * width, activation_function="relu",
+        vocab_size=1, n_positions=1, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=dropout, attn_pdrop=dropout, embd_pdrop=dropout))
+    # One row of each table is the least GPT2Model takes; the RL branch reads neither.
+    trunk.wte.weight.data.zero_().requires_grad_(False)
+    trunk.wpe.weight.data.zero_().requires_grad_(False)
+    trunk.wte.requires_grad_(False)
+    trunk.wpe.requires_grad_(False)
+    return trunk
+
+
+def from_hub(loader, name, **kwargs):
+    """loader.from_pretrained for one of our own models, a local folder, or a hub name."""
+    place = LANGUAGE_MODELS.get(name, name)
+    if name in LANGUAGE_MODELS:
+        place = str(Path(__file__).parent / place)
+    try:
+        return loader.from_pretrained(place, **kwargs)
+    except Exception as error:  # the hub raises OSError, httpx errors, ValueError, safetensors' own ...
+        reason = " ".join(str(error).split())[:200]
+        if Path(place).is_dir():
+            sys.exit(f"model: the folder {place} does not hold a causal language model in the hub's "
+                     f"format ({reason}); it needs config.json, model.safetensors and tokenizer.json")
+        if name.startswith((".", "/", "~")):
+            sys.exit(f"model: there is no folder {name}; LM= takes a folder, a hub name, or one of "
+                     f"{', '.join(LANGUAGE_MODELS)}")
+        sys.exit(f"model: could not get the language model {name!r}: huggingface.co was not reached or "
+                 f"does not have it; pass LM=/path/to/a/local/copy, or one of "
+                 f"{', '.join(LANGUAGE_MODELS)} ({reason})")
+
+
+def load_tokenizer(name: str):
+    from transformers import AutoTokenizer
+
+    return from_hub(AutoTokenizer, name)
+
+
+def load_language_model(name: str, dropout: float) -> nn.Module:
+    """The causal LM in float32, with the given dropout everywhere."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = from_hub(AutoConfig, name)
+    for place in ("resid_pdrop", "attn_pdrop", "embd_pdrop"):
+        if hasattr(config, place):
+            setattr(config, place, dropout)
+    if getattr(config, "activation_function", "") == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same function, in one fused kernel
+    return from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32)
+
+
+def language_model_id(name: str, trunk: nn.Module) -> str:
+    """NAME@DIGEST: of a local folder's weights, or the hub's commit."""
+    folder = Path(__file__).parent / LANGUAGE_MODELS[name] if name in LANGUAGE_MODELS else Path(name)
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+            digest.update(path.read_bytes())
+        return f"{name if name in LANGUAGE_MODELS else folder.name}@{digest.hexdigest()[:8]}"
+    return f"{name}@{(getattr(trunk.config, '_commit_hash', None) or 'unknown')[:8]}"
+
+
+def build_model(config: dict) -> DecisionTransformer:
+    """The model of a configuration, with only what trains requiring gradients.
+
+    LaMo freezes the language model and trains LoRA, the embeddings and the head.
+    """
+    if config["trunk"] == "dt":
+        trunk = dt_trunk(dropout=config["dropout"])
+    else:
+        trunk = load_language_model(config["lm"], config["dropout"])
+    if config["train"] == "lora":
+        add_lora(trunk, config["lora_rank"], config["lora_alpha"], config["dropout"])
+        train_only_lora(trunk)
+    return DecisionTransformer(trunk, config["state_dim"], config["action_dim"], config["horizon"],
+                               config["embeddings"])

@@ -1,0 +1,116 @@
+"""Our model computes what the authors' released model computes.
+
+Every .npz in $GOLDEN_DIR (tests/golden by default) holds a small network of theirs with random
+weights, one batch, and what came out. See golden/README.md.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lora import add_lora, train_only_lora
+from model import DecisionTransformer, dt_trunk
+
+FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
+FILES = sorted(FOLDER.glob("*.npz"))
+
+
+def kind(path):
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["config"]))["kind"]
+
+
+def our_name(name):
+    """The authors' parameter name -> ours."""
+    name = name.replace("transformer_model.", "trunk.")
+    leaf = name.rpartition(".")[2]
+    if "attn.c_attn." in name and leaf in ("weight", "bias") and our_name.lora:
+        return name.replace("c_attn.", "c_attn.base.")
+    return name
+
+
+def build(golden):
+    """The model of a golden file's config with its weights loaded, in evaluation mode."""
+    config = json.loads(str(golden["config"]))
+    weights = {name[2:]: torch.from_numpy(golden[name]) for name in golden.files
+               if name.startswith("w/")}
+    our_name.lora = config["kind"] == "lamo"
+    if config["kind"] == "lamo":
+        trunk = GPT2LMHeadModel(GPT2Config(**config["lm"], bos_token_id=0, eos_token_id=0))
+        lora = config["lora"]
+        add_lora(trunk, lora["r"], lora["alpha"], dropout=0.1)
+        train_only_lora(trunk)
+    else:
+        width = len(weights["embed_ln.weight"])
+        layers = len({name.split(".h.")[1].split(".")[0] for name in weights if ".h." in name})
+        trunk = dt_trunk(width=width, layers=layers)
+        weights = {name.replace("transformer_model.transformer.", "transformer_model."): value
+                   for name, value in weights.items()}
+    model = DecisionTransformer(trunk, config["state_dim"], config["act_dim"], config["horizon"],
+                                "mlp" if config["kind"] == "lamo" else "linear")
+    ours = {our_name(name): value for name, value in weights.items()
+            if not name.startswith(("predict_state", "predict_return"))}  # their dead heads
+    missing, unexpected = model.load_state_dict(ours, strict=False)
+    unused = {"trunk.wte.weight", "trunk.wpe.weight"} if config["kind"] == "dt" else set()
+    assert set(missing) == unused and not unexpected
+    return model.eval(), config
+
+
+def batch(golden):
+    return {"states": torch.from_numpy(golden["in/states"]),
+            "actions": torch.from_numpy(golden["in/actions"]),
+            "returns_to_go": torch.from_numpy(golden["in/returns_to_go"]),
+            "timesteps": torch.from_numpy(golden["in/timesteps"])}
+
+
+def close(ours, theirs, what):
+    error = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12)
+    assert error < 1e-5, f"{what}: relative error {error:.2e}"
+
+
+def test_there_are_golden_files():
+    assert {kind(path) for path in FILES} & {"lamo", "dt"}, f"no golden file in {FOLDER}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if kind(p) in ("lamo", "dt")], ids=lambda p: p.stem)
+def test_golden(path):
+    with np.load(path, allow_pickle=False) as golden:
+        model, config = build(golden)
+        inputs, mask = batch(golden), torch.from_numpy(golden["in/mask"])
+        valid = mask.bool()
+
+        predicted = model(**inputs, attention_mask=mask)
+        close(predicted.detach().numpy()[valid.numpy()], golden["out/action_preds"][valid.numpy()],
+              "action predictions")
+        loss = torch.nn.functional.mse_loss(predicted[valid], inputs["actions"][valid])
+        close(loss.detach().numpy(), golden["out/loss"], "loss")
+
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        if config["kind"] == "dt":
+            names = {our_name(n[2:].replace("transformer_model.transformer.", "transformer_model."))
+                     : golden[n] for n in golden.files if n.startswith("g/")}
+        else:
+            names = {our_name(n[2:]): golden[n] for n in golden.files if n.startswith("g/")}
+        assert set(gradients) == set(names), "another set of parameters gets gradients"
+        for name, theirs in names.items():
+            close(gradients[name].numpy(), theirs, f"gradient of {name}")
+
+        if "lm/ids" in golden.files:
+            ids = torch.from_numpy(golden["lm/ids"])
+            close(model.language_loss(ids, positions=False).item(),
+                  golden["lm/loss_without_positions"], "language loss as released")
+            close(model.language_loss(ids, positions=True).item(),
+                  golden["lm/loss_with_positions"], "language loss with positions")
+
+        # one evaluation-time action: the last steps, the newest action still unknown
+        history = int(golden["act/history"])
+        window = {name: value[-1:, -history:].clone() for name, value in inputs.items()}
+        window["actions"][:, -1] = 0
+        with torch.inference_mode():
+            close(model(**window)[0, -1].numpy(), golden["act/action"], "evaluation-time action")
