@@ -119,9 +119,9 @@ def save_tensors(path, tensors, **metadata):
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {key: str(value) for key, value in metadata.items()}
     metadata["sha256"] = payload_digest(tensors)
-    write_whole(path, lambda part: save_file(tensors, part, metadata))
+    # one key, because safetensors writes several in an order that changes from process to process
+    write_whole(path, lambda part: save_file(tensors, part, {"lamo": json.dumps(metadata)}))
 
 
 def load_tensors(path):
@@ -130,7 +130,7 @@ def load_tensors(path):
 
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = json.loads(file.metadata()["lamo"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if metadata["sha256"] != payload_digest(tensors):
             raise ValueError("its SHA-256 does not match its content")
@@ -224,6 +224,8 @@ def train(run, device, **overrides):
     run = f"{config['profile']}/{config['cell']}/{config['method']}/seed{config['seed']}"
     folder = RUNS / run
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.part*"):  # of a write that was killed
+        leftover.unlink()
     device = pick_device(device)
 
     data, provenance = load_dataset(Path("data") / config["profile"] / f"{config['cell']}.npz")

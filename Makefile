@@ -1,0 +1,146 @@
+# The LaMo kit. `make help` lists what can be asked for; no hyper-parameter stands here (tasks.py).
+#
+#   data/PROFILE/CELL.npz -> runs/PROFILE/CELL/METHOD/seedN/{final.safetensors, eval.csv}
+#                         -> results/PROFILE/CELL.csv -> figures/PROFILE/CELL.png
+
+PROFILE ?= mini
+METHODS ?= lamo dt
+SEEDS   ?= 0
+LM      ?=
+DATA    ?=
+TEXT    ?=
+ARGS    ?=
+LAUNCH  ?=
+# all cores for one run at a time, one core each under make -j
+THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
+
+BASE_PYTHON ?= python3
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+export OMP_NUM_THREADS = $(THREADS)
+# glibc returns every large activation to the kernel and faults it in again; this keeps it
+export MALLOC_MMAP_MAX_ = 0
+export MALLOC_TRIM_THRESHOLD_ = 4294967296
+export MALLOC_TOP_PAD_ = 67108864
+export TOKENIZERS_PARALLELISM = false
+export HF_HUB_DISABLE_PROGRESS_BARS = 1
+
+# TASKS, CELLS, ALL_METHODS, LM_METHODS, TEXT_RUNS, PLAYER_task, LM_FILE_name: made from tasks.py
+-include build/axes.mk
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SECONDEXPANSION:
+.PHONY: help list all setup test clean clean-runs force
+
+help:
+	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
+	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
+	@echo "make setup                       .venv with the pinned packages      make test   the tests"
+	@echo "make clean                       results and figures                 make clean-runs   and runs"
+	@echo
+	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: D4RL, GPT-2, the paper's settings"
+	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
+	@echo "  SEEDS=\"$(SEEDS)\"                e.g. SEEDS=\"0 1 2\""
+	@echo "  LM=                      a hub name, a local folder, or mini, mini-random, mini-early"
+	@echo "  DATA=                    paper: D4RL's HDF5, the folder that holds it, or a URL"
+	@echo "  TEXT=                    text for the language loss: a file, a folder, a zip, or a URL"
+	@echo "  ARGS=                    more settings for train.py, e.g. ARGS=\"--steps 50\""
+	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"
+	@echo "  LAUNCH=                  before every training and evaluation, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\""
+
+list:
+	@$(BASE_PYTHON) tasks.py
+
+build/axes.mk: tasks.py
+	@mkdir -p $(@D)
+	@$(BASE_PYTHON) tasks.py --make > $@.part && mv $@.part $@
+
+# --- packages ----------------------------------------------------------------------------------
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make setup: Python 3.11 or newer is needed; BASE_PYTHON=/path/to/python3.11 names another"; exit 1; }
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps d4rl==1.1
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+test: $(VENV)/ready-dev
+	@$(PYTHON) -m ruff check -q .
+	@$(PYTHON) -m pytest
+
+# --- what a file was made with -----------------------------------------------------------------
+# A file target has no memory of LM=, DATA= and ARGS=, so each lies in a small file that is written
+# only when it changes, and so redoes only what depends on it.
+
+remember = @mkdir -p $(@D); printf '%s\n' '$(1)' | cmp -s - $@ || printf '%s\n' '$(1)' > $@
+
+data/mini/%.source: force
+	$(call remember,mini)
+data/paper/%.source: force
+	$(call remember,DATA=$(DATA))
+data/%/text.source: force
+	$(call remember,TEXT=$(TEXT))
+runs/%/settings: force
+	$(call remember,$(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS))
+
+# --- the stages --------------------------------------------------------------------------------
+
+# runs/STEM/...: STEM is PROFILE/CELL/METHOD/seedN
+parts   = $(subst /, ,$*)
+profile = $(word 1,$(parts))
+cell    = $(word 2,$(parts))
+method  = $(word 3,$(parts))
+lm      = $(or $(LM),$(if $(filter mini,$(profile)),mini,gpt2))
+# the files of the LM, so that a changed LM is trained on anew
+lm_file   = $(if $(filter $(LM_METHODS),$(method)),$(or $(LM_FILE_$(lm)),$(wildcard $(lm)/*.safetensors)))
+text_file = $(if $(filter $(profile)/$(cell)/$(method),$(TEXT_RUNS))$(findstring lm_weight,$(ARGS)),data/$(profile)/text-$(notdir $(lm)).npz)
+
+data/mini/%.npz: data/mini/%.source $$(PLAYER_$$(firstword $$(foreach t,$$(TASKS),$$(if $$(filter $$t-%,$$*),$$t)))) | $(VENV)/ready
+	$(PYTHON) prepare_data.py mini/$*
+
+data/paper/%.npz: data/paper/%.source $$(wildcard $$(DATA)) | $(VENV)/ready
+	$(PYTHON) prepare_data.py paper/$* $(if $(DATA),--data '$(DATA)')
+
+data/mini/text-%.npz: data/mini/text.source $$(wildcard $$(TEXT)) | $(VENV)/ready
+	$(PYTHON) prepare_data.py mini/text --lm '$(or $(LM),mini)' $(if $(TEXT),--text '$(TEXT)')
+
+data/paper/text-%.npz: data/paper/text.source $$(wildcard $$(TEXT)) | $(VENV)/ready
+	$(PYTHON) prepare_data.py paper/text --lm '$(or $(LM),gpt2)' $(if $(TEXT),--text '$(TEXT)')
+
+runs/%/final.safetensors: runs/%/settings data/$$(profile)/$$(cell).npz $$(lm_file) $$(text_file) | $(VENV)/ready
+	$(LAUNCH) $(PYTHON) train.py $* $(if $(filter $(LM_METHODS),$(method)),$(if $(LM),--lm '$(LM)')) $(ARGS)
+
+runs/%/eval.csv: runs/%/final.safetensors
+	$(LAUNCH) $(PYTHON) evaluate.py $*
+
+results/$(PROFILE)/%.csv: $(foreach m,$(METHODS),$(foreach s,$(SEEDS),runs/$(PROFILE)/%/$m/seed$s/eval.csv))
+	@$(PYTHON) evaluate.py --collect $(PROFILE)/$*
+
+figures/%.png: results/%.csv paper/scores.csv plot.py
+	@$(PYTHON) plot.py $* > /dev/null
+
+define CELL_RULE
+$(1)-%: figures/$$(PROFILE)/$(1)-%.png
+	@$$(PYTHON) plot.py $$(PROFILE)/$$@ --table
+endef
+$(foreach task,$(TASKS),$(eval $(call CELL_RULE,$(task))))
+
+all: $(CELLS)
+
+# --- cleaning ----------------------------------------------------------------------------------
+
+clean:
+	rm -rf results figures
+
+clean-runs: clean
+	@echo "This deletes every trained run below runs/. Type yes to go on:"; read answer; [ "$$answer" = yes ]
+	rm -rf runs

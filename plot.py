@@ -1,0 +1,217 @@
+"""Stage 4: a cell's results as a figure and a table.
+
+    python plot.py mini/hopper-medium-0.01            # writes the figure, prints the table
+    python plot.py mini/hopper-medium-0.01 --table    # prints the table alone
+
+reads   results/PROFILE/CELL.csv and paper/scores.csv
+writes  figures/PROFILE/CELL.png
+
+The score of a run is its mean normalised score over the last `score_window` evaluations (the paper,
+p. 6: over the last 20K of 100K steps, 8 evaluations) at the largest target return. The authors
+report the best of several targets, chosen on the test returns themselves (srzer/LaMo-2023#1): that
+number stands beside ours, under its own name. Brackets are 95 % intervals: Student's t over seeds
+when there are several, else a bootstrap over the episodes of the only seed, which says nothing
+about other seeds.
+"""
+
+import argparse
+import csv
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import tasks
+from evaluate import read_rows
+
+OPTIONS = argparse.ArgumentParser(description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+OPTIONS.add_argument("cell", help="PROFILE/CELL")
+OPTIONS.add_argument("--table", action="store_true", help="print the table only")
+
+PAPER_SCORES = Path(__file__).parent / "paper" / "scores.csv"
+
+
+def interval(values):
+    """95 % interval of the mean of independent values: (low, high), or None for fewer than two."""
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return None
+    if np.ptp(values) == 0:
+        return values[0], values[0]
+    if len(values) < 10:  # seeds
+        return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scipy warns where the method does not apply
+        found = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile",
+                                rng=np.random.default_rng(0))
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def load_results(cell):
+    """Rows of results/PROFILE/CELL.csv with numbers as numbers."""
+    path = Path("results") / f"{cell}.csv"
+    if not path.exists():
+        sys.exit(f"plot: {path} is not there; make it: python evaluate.py --collect {cell}")
+    rows = read_rows(path)
+    try:
+        for row in rows:
+            for name in ("seed", "step", "episode", "length", "data_episodes"):
+                row[name] = int(row[name])
+            for name in ("target_return", "return", "normalized_score", "data_score"):
+                row[name] = float(row[name])
+    except ValueError as error:
+        sys.exit(f"plot: {path} holds something that is no number ({error}); make it again")
+    if not rows or {row["profile"] for row in rows} != {cell.split("/")[0]}:
+        sys.exit(f"plot: {path} is empty or holds rows of another profile; make it again")
+    return rows
+
+
+def samples(rows, window):
+    """Independent measurements of one method at one target: the per-seed means if there are several
+    seeds, else the only seed's episodes, each averaged over the last `window` evaluations."""
+    seeds = sorted({row["seed"] for row in rows})
+    values = {}
+    for seed in seeds:
+        own = [row for row in rows if row["seed"] == seed]
+        last = sorted({row["step"] for row in own})[-window:]
+        episodes = {}
+        for row in own:
+            if row["step"] in last:
+                episodes.setdefault(row["episode"], []).append(row["normalized_score"])
+        values[seed] = [float(np.mean(scores)) for scores in episodes.values()]
+    if len(seeds) > 1:
+        return [float(np.mean(scores)) for scores in values.values()]
+    return values[seeds[0]]
+
+
+def paper_scores(task, ratio):
+    """{method: "52.0±4.6"} for a cell, from the paper's tables."""
+    with open(PAPER_SCORES, newline="") as file:
+        return {row["method"]: row["mean"] + (f"±{row['std']}" if row["std"] else "")
+                for row in csv.DictReader(file)
+                if row["task"] == task and float(row["ratio"]) == ratio}
+
+
+def summarise(rows, window):
+    """One dict a method: seeds, LM, score and interval at the largest target, and the best target."""
+    table = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        scores = {target: samples([row for row in own if row["target_return"] == target], window)
+                  for target in sorted({row["target_return"] for row in own}, reverse=True)}
+        largest = next(iter(scores))
+        best = max(scores, key=lambda target: np.mean(scores[target]))
+        seeds = sorted({row["seed"] for row in own})
+        table.append({"method": method, "lm": ", ".join(sorted({row["lm"] for row in own})),
+                      "seeds": seeds, "steps": max(row["step"] for row in own),
+                      "target": largest, "score": float(np.mean(scores[largest])),
+                      "interval": interval(scores[largest]), "n": len(scores[largest]),
+                      "best": float(np.mean(scores[best])), "best_target": best,
+                      "scores": scores})
+    return table
+
+
+def print_table(cell, rows, table, window):
+    profile, task, ratio = tasks.parse_cell(cell)
+    paper = paper_scores(task, ratio)
+    first = rows[0]
+    print(f"\n{cell}: data {first['data']}, {first['data_episodes']} episodes")
+    print(f"score: mean over the last {window} evaluations at the largest target return "
+          f"({table[0]['target']:g}); 100 is D4RL's expert, 0 its random policy\n")
+    head = (f"{'method':16} {'language model':22} {'seeds':>7} {'steps':>8} {'score [95 % interval]':>24} "
+            f"{'over':>12} {'best target':>15} | {'the paper*':>10}")
+    print(head)
+    print("-" * len(head))
+    for line in table:
+        bounds = line["interval"]
+        score = f"{line['score']:.1f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
+        over = f"{line['n']} {'seeds' if len(line['seeds']) > 1 else 'episodes'}"
+        seeds = " ".join(map(str, line["seeds"]))
+        print(f"{line['method']:16} {line['lm']:22} {seeds:>7} {line['steps']:>8,} {score:>24} {over:>12} "
+              f"{line['best']:>6.1f} at {line['best_target']:>5g} | {paper.get(line['method'], '-'):>10}")
+    print(f"{'data mean':16} {'':22} {'':>7} {'':>8} {first['data_score']:>24.1f} {'':>12} {'':>15} | {'':>10}")
+    if profile == "mini":
+        print("* the paper's own score for this cell: D4RL data, GPT-2, 100K steps, 3 seeds. Mini numbers come "
+              "from\n  other data, a small LM and a short training; they are not comparable with it.")
+    else:
+        print("* the paper's score for this cell: mean ± deviation, 3 seeds, best of several targets.")
+
+
+def draw(cell, rows, table, window, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from prepare_data import write_whole
+
+    profile, task, ratio = tasks.parse_cell(cell)
+    paper = paper_scores(task, ratio)
+    methods = list(tasks.METHODS)
+    figure, (curves, points) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(3, 2), sharey=True,
+                                            layout="constrained")
+    for number, line in enumerate(table):
+        colour = f"C{methods.index(line['method']) % 10 if line['method'] in methods else 9}"
+        own = [row for row in rows if row["method"] == line["method"]
+               and row["target_return"] == line["target"]]
+        steps = sorted({row["step"] for row in own})
+        measured = [samples([row for row in own if row["step"] == step], 1) for step in steps]
+        means = [np.mean(values) for values in measured]
+        bounds = [interval(values) or (mean, mean) for values, mean in zip(measured, means, strict=True)]
+        curves.plot(steps, means, "o-", ms=4, color=colour, label=f"{line['method']} ({line['lm']})")
+        curves.fill_between(steps, *zip(*bounds, strict=True), color=colour, alpha=0.15, lw=0)
+        if profile == "paper" and line["method"] in paper:  # never beside mini numbers
+            curves.axhline(float(paper[line["method"]].split("±")[0]), color=colour, ls=":", lw=1.2,
+                           label=f"{line['method']} in the paper")
+        for place, (target, scores) in enumerate(line["scores"].items()):
+            x = place * (len(table) + 1) + number
+            spread = np.random.default_rng(0).uniform(-0.18, 0.18, len(scores))
+            points.plot(x + spread, scores, ".", color=colour, alpha=0.5, ms=5)
+            low, high = interval(scores) or (np.mean(scores), np.mean(scores))
+            points.plot([x, x], [low, high], color=colour, lw=3, alpha=0.9)
+            points.plot(x, np.mean(scores), "_", color="black", ms=14, mew=2)
+    data_score = rows[0]["data_score"]
+    for axis in (curves, points):
+        axis.axhline(data_score, color="grey", ls="--", lw=1)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    curves.annotate("mean of the data", (0.01, data_score), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", xytext=(0, 3), fontsize=8, color="grey")
+    targets = list(table[0]["scores"])
+    points.set_xticks([place * (len(table) + 1) + (len(table) - 1) / 2 for place in range(len(targets))],
+                      [f"target {target:g}" for target in targets])
+    several = any(len(line["seeds"]) > 1 for line in table)
+    points.set_title(f"last {window} evaluations; a dot is a{' seed' if several else 'n episode'}",
+                     fontsize=9)
+    curves.set_title(f"target return {table[0]['target']:g}; bands are 95 % intervals", fontsize=9)
+    curves.set_xlabel("training step")
+    curves.set_ylabel("normalised score")
+    curves.set_ylim(bottom=min(0, curves.get_ylim()[0]))
+    curves.legend(fontsize=8, loc="lower right")
+    seeds = sorted({row["seed"] for row in rows})
+    note = "small LM, own data: not the paper's numbers" if profile == "mini" else "D4RL data"
+    figure.suptitle(f"{task}, ratio {ratio:g}   |   profile {profile} ({note})   |   data {rows[0]['data']}   |   "
+                    f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}", fontsize=9)
+    write_whole(path, lambda part: figure.savefig(part, dpi=150))
+    plt.close(figure)
+
+
+def main(cell, table_only):
+    profile, task, ratio = tasks.parse_cell(cell)
+    rows = load_results(cell)
+    window = tasks.configuration(f"{cell}/lamo/seed0")["score_window"]
+    table = summarise(rows, window)
+    if not table_only:
+        path = Path("figures") / f"{cell}.png"
+        draw(cell, rows, table, window, path)
+    print_table(cell, rows, table, window)
+    print(f"\nrows results/{cell}.csv   figure figures/{cell}.png")
+
+
+if __name__ == "__main__":
+    args = OPTIONS.parse_args()
+    main(args.cell, args.table)

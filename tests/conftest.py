@@ -1,0 +1,112 @@
+"""What the tests share: a copy of the kit in an empty folder, a tiny GPT-2, files in D4RL's layout."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+KIT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def kit(tmp_path):
+    """An empty folder with the kit's files, as a fresh clone has them. kit(...) runs a command there."""
+    return make_kit(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def session_kit(tmp_path_factory):
+    """As kit, kept for the session: for tests that only read what one slow run made."""
+    return make_kit(tmp_path_factory.mktemp("kit"))
+
+
+def make_kit(folder):
+    for path in [*KIT.glob("*.py"), KIT / "Makefile", KIT / "requirements.txt"]:
+        shutil.copy(path, folder)
+    shutil.copytree(KIT / "paper", folder / "paper")
+    (folder / "assets").symlink_to(KIT / "assets")
+
+    def run(*command, check=True, **environment):
+        """A script of the kit, or make, with one thread; returns the finished process."""
+        if command[0] == "make":
+            venv = Path(sys.executable).parent.parent
+            command = ["make", f"VENV={venv}", "-o", f"{venv}/ready", "THREADS=1", *command[1:]]
+        else:
+            command = [sys.executable, *command]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240,
+                              env=os.environ | {"OMP_NUM_THREADS": "1", "MAKEFLAGS": ""} | environment)
+        if check and done.returncode:
+            raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    run.folder = folder
+    return run
+
+
+def one_line(done):
+    """The only line a failed command may print on stderr (make adds its own)."""
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("make")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory):
+    """A folder in the hub's format: a 2-layer GPT-2 with random weights and a real tokenizer."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=300, n_positions=64,
+                               bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["the cat sat on the mat"], vocab_size=300, special_tokens=["<|endoftext|>"])
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer,
+                            eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+def d4rl_arrays(episodes=30, state_dim=11, action_dim=3, seed=0):
+    """Random episodes in D4RL's true layout, with a last episode that the recording cut off.
+
+    Every third episode ends by a timeout; no row has both flags, as in the real files.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(8, 40, episodes)
+    total = int(lengths.sum()) + 5
+    ends = np.cumsum(lengths) - 1
+    terminals, timeouts = np.zeros(total, bool), np.zeros(total, bool)
+    timeouts[ends[::3]] = True
+    terminals[np.setdiff1d(ends, ends[::3])] = True
+    return {"observations": rng.normal(size=(total, state_dim)).astype(np.float32),
+            "next_observations": rng.normal(size=(total, state_dim)).astype(np.float32),
+            "actions": rng.uniform(-1, 1, (total, action_dim)).astype(np.float32),
+            "rewards": rng.uniform(0, 3, (total, 1)).astype(np.float32),
+            "terminals": terminals, "timeouts": timeouts}, lengths
+
+
+def write_d4rl(path, arrays):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, compression="gzip")
+        file.create_dataset("infos/qpos", data=np.zeros((len(arrays["rewards"]), 6)))
+        file["metadata/algorithm"] = "SAC"
+    return path
+
+
+@pytest.fixture(scope="session")
+def d4rl_folder(tmp_path_factory):
+    """A folder with a hopper_medium-v2.hdf5 in D4RL's layout."""
+    folder = tmp_path_factory.mktemp("d4rl")
+    write_d4rl(folder / "hopper_medium-v2.hdf5", d4rl_arrays(episodes=300)[0])
+    return folder
