@@ -13,11 +13,14 @@ Follows the paper's section 3 and experiment-d4rl/decision_transformer/models/de
 
 import hashlib
 import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from huggingface_hub.constants import ENDPOINT
 
 from lora import add_lora, train_only_lora
 from tasks import LANGUAGE_MODELS
@@ -139,23 +142,36 @@ def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float =
 
 
 def from_hub(loader, name, **kwargs):
-    """loader.from_pretrained for one of our own models, a local folder, or a hub name."""
-    place = LANGUAGE_MODELS.get(name, name)
-    if name in LANGUAGE_MODELS:
-        place = str(Path(__file__).parent / place)
+    """loader.from_pretrained for one of our own models, a local folder, or a hub name.
+
+    What the hub's cache holds is used without asking the hub; one line and exit if it cannot be had.
+    """
+    own = ", ".join(LANGUAGE_MODELS)
+    place = str(Path(__file__).parent / LANGUAGE_MODELS[name]) if name in LANGUAGE_MODELS else name
+    if Path(place).is_dir():
+        try:
+            return loader.from_pretrained(place, **kwargs)
+        except Exception as error:  # OSError, ValueError, safetensors' and the tokenizers' own ...
+            sys.exit(f"model: the folder {place} does not hold a causal language model in the hub's format "
+                     f"({first_words(error)}); it needs config.json, model.safetensors and tokenizer.json")
+    if name.startswith((".", "/", "~")):
+        sys.exit(f"model: there is no folder {name}; LM= takes a folder, a hub name, or one of {own}")
     try:
-        return loader.from_pretrained(place, **kwargs)
-    except Exception as error:  # the hub raises OSError, httpx errors, ValueError, safetensors' own ...
-        reason = " ".join(str(error).split())[:200]
-        if Path(place).is_dir():
-            sys.exit(f"model: the folder {place} does not hold a causal language model in the hub's "
-                     f"format ({reason}); it needs config.json, model.safetensors and tokenizer.json")
-        if name.startswith((".", "/", "~")):
-            sys.exit(f"model: there is no folder {name}; LM= takes a folder, a hub name, or one of "
-                     f"{', '.join(LANGUAGE_MODELS)}")
-        sys.exit(f"model: could not get the language model {name!r}: huggingface.co was not reached or "
-                 f"does not have it; pass LM=/path/to/a/local/copy, or one of "
-                 f"{', '.join(LANGUAGE_MODELS)} ({reason})")
+        return loader.from_pretrained(name, local_files_only=True, **kwargs)
+    except OSError:
+        pass  # not in the cache
+    try:
+        # asked first, because the hub's client retries for half a minute when there is no network
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
+        return loader.from_pretrained(name, **kwargs)
+    except Exception as error:  # OSError, httpx errors, ValueError ...
+        host = urllib.parse.urlsplit(ENDPOINT).netloc
+        sys.exit(f"model: could not get the language model {name!r} from {host} ({first_words(error)}); "
+                 f"pass LM=/path/to/a/local/copy, or one of {own}")
+
+
+def first_words(error) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def load_tokenizer(name: str):

@@ -329,7 +329,7 @@ def prepare(args):
         name = config["dataset"] if genuine else Path(source).name
         if not genuine:
             print(f"prepare_data: {source} is not D4RL's {config['dataset']} (its SHA-256 differs); "
-                  "every row will name it by its digest", file=sys.stderr)
+                  "every row will name it by its digest")
         full = read_d4rl(source, config)
         total = len(full["offsets"]) - 1
         chosen = choose(total, ratio, args.subset_seed)

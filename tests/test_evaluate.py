@@ -1,0 +1,140 @@
+"""evaluate.py: lock-step play equals one episode at a time; rows, scores, seeds, gathering."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_line
+
+import evaluate
+import tasks
+from envs import make_env
+from model import DecisionTransformer, dt_trunk
+
+CONFIG = tasks.configuration("mini/hopper-medium-0.01/dt/seed0", episodes=3, context=4) | {
+    "state_mean": np.linspace(-0.5, 1.5, 11).tolist(), "state_std": np.linspace(0.5, 2, 11).tolist(),
+    "target_returns": [1800.0, 600.0]}
+SHORT = ("--steps", "6", "--eval_every", "3", "--log_every", "3", "--batch_size", "8", "--context", "5")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(5)  # one that stays up for forty steps
+    model = DecisionTransformer(dt_trunk(width=32), 11, 3, 1000, "linear").eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.7)
+        model.embed_return.weight.mul_(5.0)  # so that the target matters
+    return model
+
+
+def one_episode(model, target, episode):
+    """The plain loop of the paper's evaluation, one environment, no batching."""
+    env = make_env(CONFIG)
+    observation, _ = env.reset(seed=evaluate.EPISODE_SEED + episode)
+    states, actions, to_go, rewards, over = [], [], [target / 1000], [], False
+    while not over:
+        states.append((np.float32(observation) - np.float32(CONFIG["state_mean"]))
+                      / np.float32(CONFIG["state_std"]))
+        actions.append(np.zeros(3, np.float32))
+        first = max(0, len(states) - CONFIG["context"])
+        window = {"states": np.array(states[first:]), "actions": np.array(actions[first:]),
+                  "returns_to_go": np.float32(to_go[first:])[:, None],
+                  "timesteps": np.arange(first, len(states))}
+        with torch.no_grad():
+            predicted = model(**{k: torch.from_numpy(v)[None] for k, v in window.items()})[0, -1].numpy()
+        actions[-1] = predicted
+        observation, reward, terminated, truncated, _ = env.step(predicted.clip(-1, 1))
+        rewards.append(reward)
+        to_go.append(to_go[-1] - reward / 1000)
+        over = terminated or truncated
+    return sum(rewards), len(rewards)
+
+
+def test_lock_step_equals_one_episode_at_a_time(model):
+    played = evaluate.play(model, CONFIG, torch.device("cpu"))
+    assert [(target, episode) for target, episode, _, _ in played] == [
+        (t, e) for t in (1800.0, 600.0) for e in range(3)]
+    lengths = set()
+    for target, episode, total, length in played:
+        expected, steps = one_episode(model, target, episode)
+        assert length == steps
+        assert total == pytest.approx(expected, rel=1e-3)
+        lengths.add(length)
+    assert len(lengths) > 1  # finished rows were dropped while others went on
+    assert {total for target, _, total, _ in played if target == 600} != {
+        total for target, _, total, _ in played if target == 1800}
+
+
+def test_an_episode_starts_the_same_whatever_is_played_beside_it(model):
+    few = evaluate.play(model, CONFIG | {"episodes": 2, "target_returns": [600.0]}, torch.device("cpu"))
+    many = evaluate.play(model, CONFIG, torch.device("cpu"))
+    for row in few:
+        same = next(other for other in many if other[:2] == row[:2])
+        assert same[3] == row[3] and same[2] == pytest.approx(row[2], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def evaluated(session_kit, d4rl_folder):
+    kit = session_kit
+    kit("prepare_data.py", "paper/hopper-medium-0.1", "--data", str(d4rl_folder))
+    for seed in (0, 1):
+        kit("train.py", f"paper/hopper-medium-0.1/dt/seed{seed}", *SHORT)
+        kit("evaluate.py", f"paper/hopper-medium-0.1/dt/seed{seed}", "--episodes", "2")
+    kit("evaluate.py", "--collect", "paper/hopper-medium-0.1")
+    return kit
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_contract_of_the_results(evaluated):
+    path = evaluated.folder / "results/paper/hopper-medium-0.1.csv"
+    assert path.read_text().startswith(
+        "profile,data,lm,task,ratio,method,seed,step,target_return,episode,return,length,normalized_score")
+    rows = read(path)
+    assert len(rows) == 2 * 2 * 2 * 2  # seeds, checkpoints, targets, episodes
+    assert {row["step"] for row in rows} == {"3", "6"} and {row["seed"] for row in rows} == {"0", "1"}
+    for row in rows:
+        expected = 100 * (float(row["return"]) + 20.272305) / (3234.3 + 20.272305)
+        assert float(row["normalized_score"]) == pytest.approx(expected, abs=1e-3)
+        assert 1 <= int(row["length"]) <= 1000
+    assert {row["data"].split("@")[0] for row in rows} == {"hopper_medium-v2.hdf5"}
+
+
+def test_evaluation_is_repeatable_and_goes_on_after_an_interruption(evaluated):
+    folder = evaluated.folder / "runs/paper/hopper-medium-0.1/dt/seed0"
+    whole = (folder / "eval.csv").read_bytes()
+    first = b"".join(line for line in whole.splitlines(keepends=True) if b",0,6," not in line)
+    (folder / "eval.part.csv").write_bytes(first)  # as left by a kill after the first checkpoint
+    (folder / "eval.csv").unlink()
+    evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed0", "--episodes", "2")
+    assert (folder / "eval.csv").read_bytes() == whole
+    assert not (folder / "eval.part.csv").exists()
+
+
+def test_data_are_never_mixed(evaluated):
+    path = evaluated.folder / "runs/paper/hopper-medium-0.1/dt/seed1/eval.csv"
+    whole = path.read_text()
+    path.write_text(whole.replace("hopper_medium-v2.hdf5@", "other@"))
+    try:
+        line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
+        assert "different data" in line and "other@" in line
+    finally:
+        path.write_text(whole)
+
+
+def test_wrong_runs_end_in_one_line(evaluated):
+    line = one_line(evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed7", check=False))
+    assert "train.py paper/hopper-medium-0.1/dt/seed7" in line
+    seed0, seed1 = (evaluated.folder / f"runs/paper/hopper-medium-0.1/dt/seed{n}" for n in (0, 1))
+    good = (seed1 / "final.safetensors").read_bytes()
+    (seed1 / "final.safetensors").write_bytes((seed0 / "final.safetensors").read_bytes())
+    try:
+        line = one_line(evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed1", check=False))
+        assert "dt/seed0" in line
+    finally:
+        (seed1 / "final.safetensors").write_bytes(good)
