@@ -32,7 +32,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all setup test clean clean-runs force
+.PHONY: help list all setup test clean clean-runs
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
@@ -78,19 +78,14 @@ test: $(VENV)/ready-dev
 	@$(PYTHON) -m pytest
 
 # --- what a file was made with -----------------------------------------------------------------
-# A file target has no memory of LM=, DATA= and ARGS=, so each lies in a small file that is written
-# only when it changes, and so redoes only what depends on it.
+# A file target has no memory of LM=, DATA= and ARGS=, so each lies in a small file beside it that is
+# rewritten only when it differs, and so redoes only what depends on it.
 
-remember = @mkdir -p $(@D); printf '%s\n' '$(1)' | cmp -s - $@ || printf '%s\n' '$(1)' > $@
-
-data/mini/%.source: force
-	$(call remember,mini)
-data/paper/%.source: force
-	$(call remember,DATA=$(DATA))
-data/%/text.source: force
-	$(call remember,TEXT=$(TEXT))
-runs/%/settings: force
-	$(call remember,$(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS))
+# $(call stamp,FILE,TEXT) is FILE, holding TEXT
+stamp = $(shell mkdir -p $(dir $1); printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1; echo $1)
+# make lists a folder once; these rules tell it that a stamp can be had where it saw none
+runs/%/settings: ;
+data/%.source: ;
 
 # --- the stages --------------------------------------------------------------------------------
 
@@ -100,23 +95,24 @@ profile = $(word 1,$(parts))
 cell    = $(word 2,$(parts))
 method  = $(word 3,$(parts))
 lm      = $(or $(LM),$(if $(filter mini,$(profile)),mini,gpt2))
+settings = $(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS)
 # the files of the LM, so that a changed LM is trained on anew
 lm_file   = $(if $(filter $(LM_METHODS),$(method)),$(or $(LM_FILE_$(lm)),$(wildcard $(lm)/*.safetensors)))
 text_file = $(if $(filter $(profile)/$(cell)/$(method),$(TEXT_RUNS))$(findstring lm_weight,$(ARGS)),data/$(profile)/text-$(notdir $(lm)).npz)
 
-data/mini/%.npz: data/mini/%.source $$(PLAYER_$$(firstword $$(foreach t,$$(TASKS),$$(if $$(filter $$t-%,$$*),$$t)))) | $(VENV)/ready
+data/mini/%.npz: $$(PLAYER_$$(firstword $$(foreach t,$$(TASKS),$$(if $$(filter $$t-%,$$*),$$t)))) | $(VENV)/ready
 	$(PYTHON) prepare_data.py mini/$*
 
-data/paper/%.npz: data/paper/%.source $$(wildcard $$(DATA)) | $(VENV)/ready
+data/paper/%.npz: $$(call stamp,data/paper/$$*.source,DATA=$$(DATA)) $$(wildcard $$(DATA)) | $(VENV)/ready
 	$(PYTHON) prepare_data.py paper/$* $(if $(DATA),--data '$(DATA)')
 
-data/mini/text-%.npz: data/mini/text.source $$(wildcard $$(TEXT)) | $(VENV)/ready
+data/mini/text-%.npz: $$(call stamp,data/mini/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready
 	$(PYTHON) prepare_data.py mini/text --lm '$(or $(LM),mini)' $(if $(TEXT),--text '$(TEXT)')
 
-data/paper/text-%.npz: data/paper/text.source $$(wildcard $$(TEXT)) | $(VENV)/ready
+data/paper/text-%.npz: $$(call stamp,data/paper/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready
 	$(PYTHON) prepare_data.py paper/text --lm '$(or $(LM),gpt2)' $(if $(TEXT),--text '$(TEXT)')
 
-runs/%/final.safetensors: runs/%/settings data/$$(profile)/$$(cell).npz $$(lm_file) $$(text_file) | $(VENV)/ready
+runs/%/final.safetensors: $$(call stamp,runs/$$*/settings,$$(settings)) data/$$(profile)/$$(cell).npz $$(lm_file) $$(text_file) | $(VENV)/ready
 	$(LAUNCH) $(PYTHON) train.py $* $(if $(filter $(LM_METHODS),$(method)),$(if $(LM),--lm '$(LM)')) $(ARGS)
 
 runs/%/eval.csv: runs/%/final.safetensors

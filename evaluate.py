@@ -123,7 +123,8 @@ def read_rows(path):
         with open(path, newline="") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-        if tuple(reader.fieldnames or ())[:len(COLUMNS)] != COLUMNS or any(None in row.values() for row in rows):
+        named = tuple(reader.fieldnames or ())[:len(COLUMNS)]
+        if named != COLUMNS or any(None in row.values() for row in rows):
             raise ValueError("its columns are not those of an evaluation")
         return rows
     except (OSError, ValueError, csv.Error) as error:
@@ -202,8 +203,8 @@ def collect(cell):
         sys.exit(f"evaluate: runs/{cell} holds no evaluated run; make one: make {cell.split('/')[1]}")
     data = {row["data"] for row in rows}
     if len(data) > 1:
-        sys.exit(f"evaluate: the runs in runs/{cell} were trained on different data ({', '.join(sorted(data))}); "
-                 "remove or move away those of the data you do not want")
+        sys.exit(f"evaluate: the runs in runs/{cell} were trained on different data "
+                 f"({', '.join(sorted(data))}); remove or move away those of the data you do not want")
     write_rows(Path("results") / f"{cell}.csv", rows)
 
 

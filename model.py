@@ -146,6 +146,9 @@ def from_hub(loader, name, **kwargs):
 
     What the hub's cache holds is used without asking the hub; one line and exit if it cannot be had.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it draws itself even where nobody watches
     own = ", ".join(LANGUAGE_MODELS)
     place = str(Path(__file__).parent / LANGUAGE_MODELS[name]) if name in LANGUAGE_MODELS else name
     if Path(place).is_dir():

@@ -133,10 +133,10 @@ def print_table(cell, rows, table, window):
         seeds = " ".join(map(str, line["seeds"]))
         print(f"{line['method']:16} {line['lm']:22} {seeds:>7} {line['steps']:>8,} {score:>24} {over:>12} "
               f"{line['best']:>6.1f} at {line['best_target']:>5g} | {paper.get(line['method'], '-'):>10}")
-    print(f"{'data mean':16} {'':22} {'':>7} {'':>8} {first['data_score']:>24.1f} {'':>12} {'':>15} | {'':>10}")
+    print(f"{'data mean':16} {'':22} {'':>7} {'':>8} {first['data_score']:>24.1f} {'':>12} {'':>15} |")
     if profile == "mini":
-        print("* the paper's own score for this cell: D4RL data, GPT-2, 100K steps, 3 seeds. Mini numbers come "
-              "from\n  other data, a small LM and a short training; they are not comparable with it.")
+        print("* the paper's own score for this cell: D4RL data, GPT-2, 100K steps, 3 seeds. Mini numbers\n"
+              "  come from other data, a small LM and a short training; they are not comparable with it.")
     else:
         print("* the paper's score for this cell: mean ± deviation, 3 seeds, best of several targets.")
 
@@ -167,7 +167,7 @@ def draw(cell, rows, table, window, path):
         if profile == "paper" and line["method"] in paper:  # never beside mini numbers
             curves.axhline(float(paper[line["method"]].split("±")[0]), color=colour, ls=":", lw=1.2,
                            label=f"{line['method']} in the paper")
-        for place, (target, scores) in enumerate(line["scores"].items()):
+        for place, scores in enumerate(line["scores"].values()):
             x = place * (len(table) + 1) + number
             spread = np.random.default_rng(0).uniform(-0.18, 0.18, len(scores))
             points.plot(x + spread, scores, ".", color=colour, alpha=0.5, ms=5)
@@ -194,8 +194,8 @@ def draw(cell, rows, table, window, path):
     curves.legend(fontsize=8, loc="lower right")
     seeds = sorted({row["seed"] for row in rows})
     note = "small LM, own data: not the paper's numbers" if profile == "mini" else "D4RL data"
-    figure.suptitle(f"{task}, ratio {ratio:g}   |   profile {profile} ({note})   |   data {rows[0]['data']}   |   "
-                    f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}", fontsize=9)
+    figure.suptitle(f"{task}, ratio {ratio:g}   |   profile {profile} ({note})   |   data {rows[0]['data']}"
+                    f"   |   seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}", fontsize=9)
     write_whole(path, lambda part: figure.savefig(part, dpi=150))
     plt.close(figure)
 

@@ -229,10 +229,11 @@ def train(run, device, **overrides):
     device = pick_device(device)
 
     data, provenance = load_dataset(Path("data") / config["profile"] / f"{config['cell']}.npz")
-    if (data["observations"].shape[1], data["actions"].shape[1]) != (config["state_dim"], config["action_dim"]):
-        sys.exit(f"train: data/{config['profile']}/{config['cell']}.npz has "
-                 f"{data['observations'].shape[1]} state and {data['actions'].shape[1]} action columns, "
-                 f"{config['env']} has {config['state_dim']} and {config['action_dim']}; make it again")
+    widths = (data["observations"].shape[1], data["actions"].shape[1])
+    if widths != (config["state_dim"], config["action_dim"]):
+        sys.exit(f"train: data/{config['profile']}/{config['cell']}.npz has {widths[0]} state and "
+                 f"{widths[1]} action columns, {config['env']} has {config['state_dim']} and "
+                 f"{config['action_dim']}; make it again")
     arrays, episode_ends, mean, std = training_arrays(data, config)
     tokens, text = None, None
     if config["lm_weight"] > 0:  # the released code loads and runs a text batch even at weight 0

@@ -224,7 +224,8 @@ def test_the_second_mirror_is_tried(tmp_path, server):
 def test_a_stale_part_that_is_too_long_is_dropped(tmp_path, server):
     server.content = b"y" * 1000
     (tmp_path / "file.bin.part").write_bytes(b"z" * 2000)
-    assert prepare_data.download([server.url], tmp_path / "file.bin", "", 5, "r").read_bytes() == server.content
+    path = prepare_data.download([server.url], tmp_path / "file.bin", "", 5, "remedy")
+    assert path.read_bytes() == server.content
 
 
 def test_urls_and_scores_come_from_d4rls_own_file():
@@ -248,7 +249,8 @@ def test_wrong_texts_end_in_one_line(kit, tiny_gpt2):
     (kit.folder / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     (kit.folder / "empty").mkdir()
     for text in ("bytes.txt", "empty", "nowhere.txt"):
-        line = one_line(kit("prepare_data.py", "paper/text", "--lm", str(tiny_gpt2), "--text", text, check=False))
+        line = one_line(kit("prepare_data.py", "paper/text", "--lm", str(tiny_gpt2), "--text", text,
+                            check=False))
         assert text in line and "TEXT=" in line
 
 

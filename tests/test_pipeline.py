@@ -63,7 +63,8 @@ def test_the_mini_profile_from_an_empty_folder_and_what_make_redoes(kit):
     data = folder / f"data/mini/{CELL}.npz"
     data.touch()
     plan = kit("make", "-n", CELL, SHORT, "LM=mini-random").stdout
-    assert plan.count("train.py") == 2 and plan.count("evaluate.py mini") == 2 and "prepare_data.py" not in plan
+    assert plan.count("train.py") == 2 and plan.count("evaluate.py mini") == 2
+    assert "prepare_data.py" not in plan
 
 
 def test_the_paper_profile_without_a_network_says_so_in_one_line(kit):
@@ -71,7 +72,8 @@ def test_the_paper_profile_without_a_network_says_so_in_one_line(kit):
     line = one_line(kit("make", "PROFILE=paper", CELL, check=False, **NO_NETWORK))
     assert time.time() - start < 30
     assert "rail.eecs.berkeley.edu" in line and "huggingface.co" in line and "DATA=" in line
-    assert not [path for path in (kit.folder / "data").rglob("*") if path.suffix != ".source" and path.is_file()]
+    left = [path for path in (kit.folder / "data").rglob("*") if path.is_file()]
+    assert {path.suffix for path in left} <= {".source"}
     assert not (kit.folder / "results").exists()
 
 
@@ -106,8 +108,8 @@ def test_the_paper_profile_from_a_local_server_model_and_text(kit, d4rl_server, 
     url, arrays, lengths = d4rl_server
     text = tmp_path / "wiki.train.raw"
     text.write_text("The cat sat on the mat , and the dog did not .\n" * 300)
-    out = kit("make", "PROFILE=paper", CELL, f"DATA={url}", f"LM={tiny_gpt2}", f"TEXT={text}", "METHODS=lamo-lm0.1 dt",
-              SHORT + " --lm_block 32").stdout
+    out = kit("make", "PROFILE=paper", CELL, f"DATA={url}", f"LM={tiny_gpt2}", f"TEXT={text}",
+              "METHODS=lamo-lm0.1 dt", SHORT + " --lm_block 32").stdout
     assert "data mean" in out
     with np.load(kit.folder / f"data/paper/{CELL}.npz") as data:
         provenance = json.loads(str(data["provenance"]))
@@ -143,8 +145,8 @@ def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
     assert {path: path.read_bytes() for path in kept} == kept
 
 
-@pytest.mark.parametrize("wanted, said", [(("METHODS=nonsense", CELL), "nonsense"), (("hopper-medium-7",), "ratio"),
-                                          (("mini-hopper",), "No rule")])
+@pytest.mark.parametrize("wanted, said", [
+    (("METHODS=nonsense", CELL), "nonsense"), (("hopper-medium-7",), "ratio"), (("mini-hopper",), "No rule")])
 def test_wrong_requests_are_refused(kit, wanted, said):
     done = kit("make", *wanted, check=False)
     assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr

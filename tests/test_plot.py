@@ -24,8 +24,10 @@ def averages(methods, table, low):
 
 
 @pytest.mark.parametrize("table, low, printed", [
-    ("1", False, (47.9, 36.5, 23.8, 10.6, 35.4, 13.3, 5.0)), ("1", True, (31.1, 16.7, 17.9, 11.0, 17.7, 10.7, 3.9)),
-    ("3", False, (63.3, 57.9, 61.6, 63.1, 64.1, 63.6, 49.2)), ("3", True, (57.4, 39.4, 51.4, 51.3, 44.9, 35.9, 45.7))])
+    ("1", False, (47.9, 36.5, 23.8, 10.6, 35.4, 13.3, 5.0)),
+    ("1", True, (31.1, 16.7, 17.9, 11.0, 17.7, 10.7, 3.9)),
+    ("3", False, (63.3, 57.9, 61.6, 63.1, 64.1, 63.6, 49.2)),
+    ("3", True, (57.4, 39.4, 51.4, 51.3, 44.9, 35.9, 45.7))])
 def test_transcribed_scores_give_the_averages_the_paper_prints(table, low, printed):
     ours = averages(("lamo", "dt", "wiki", "cql", "iql", "td3bc", "bc"), table, low)
     assert np.allclose(ours, printed, atol=0.2)
@@ -80,8 +82,8 @@ def plotted(kit):
     rng = np.random.default_rng(0)
     rows = [row for method, lm, mean in (("lamo", "mini@12345678", 38), ("dt", "none", 30))
             for target in (3600.0, 1800.0)
-            for row in make_rows({step: rng.normal(mean, 5, 20).round(2).tolist() for step in (125, 250, 375, 500)},
-                                 method=method, lm=lm, target=target)]
+            for row in make_rows({step: rng.normal(mean, 5, 20).round(2).tolist()
+                                  for step in (125, 250, 375, 500)}, method=method, lm=lm, target=target)]
     path = kit.folder / "results/mini/hopper-medium-0.01.csv"
     path.parent.mkdir(parents=True)
     with open(path, "w", newline="") as file:
@@ -108,7 +110,8 @@ def test_the_table_and_the_figure(plotted):
 def test_damaged_results_end_in_one_line(plotted):
     path = plotted.folder / "results/mini/hopper-medium-0.01.csv"
     whole = path.read_text()
-    for damaged in ("", "a,b\n1,2\n", whole.replace("mini,d@1", "paper,d@1"), whole[:-20], whole.replace(",500,", ",x,")):
+    for damaged in ("", "a,b\n1,2\n", whole.replace("mini,d@1", "paper,d@1"), whole[:-20],
+                    whole.replace(",500,", ",x,")):
         path.write_text(damaged)
         line = one_line(plotted("plot.py", "mini/hopper-medium-0.01", check=False))
         assert "hopper-medium-0.01.csv" in line
