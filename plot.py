@@ -120,10 +120,11 @@ def print_table(cell, rows, table, window):
     paper = paper_scores(task, ratio)
     first = rows[0]
     print(f"\n{cell}: data {first['data']}, {first['data_episodes']} episodes")
-    print(f"score: mean over the last {window} evaluations at the largest target return "
-          f"({table[0]['target']:g}); 100 is D4RL's expert, 0 its random policy\n")
-    head = (f"{'method':16} {'language model':22} {'seeds':>7} {'steps':>8} {'score [95 % interval]':>24} "
-            f"{'over':>12} {'best target':>15} | {'the paper*':>10}")
+    last = max(line["steps"] for line in table)
+    print(f"score: mean over the last {window} evaluations (up to step {last:,}) at target return "
+          f"{table[0]['target']:g}\n       0 is a random policy, 100 D4RL's expert\n")
+    head = (f"{'method':11} {'language model':21} {'seeds':>5} {'score [95 % interval]':>22} {'over':>11} "
+            f"{'best target':>13} | {'the paper*':>10}")
     print(head)
     print("-" * len(head))
     for line in table:
@@ -131,9 +132,9 @@ def print_table(cell, rows, table, window):
         score = f"{line['score']:.1f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
         over = f"{line['n']} {'seeds' if len(line['seeds']) > 1 else 'episodes'}"
         seeds = " ".join(map(str, line["seeds"]))
-        print(f"{line['method']:16} {line['lm']:22} {seeds:>7} {line['steps']:>8,} {score:>24} {over:>12} "
-              f"{line['best']:>6.1f} at {line['best_target']:>5g} | {paper.get(line['method'], '-'):>10}")
-    print(f"{'data mean':16} {'':22} {'':>7} {'':>8} {first['data_score']:>24.1f} {'':>12} {'':>15} |")
+        print(f"{line['method']:11} {line['lm']:21} {seeds:>5} {score:>22} {over:>11} "
+              f"{line['best']:>5.1f} at {line['best_target']:>4g} | {paper.get(line['method'], '-'):>10}")
+    print(f"{'data mean':11} {'':21} {'':>5} {first['data_score']:>22.1f} {'':>11} {'':>13} |")
     if profile == "mini":
         print("* the paper's own score for this cell: D4RL data, GPT-2, 100K steps, 3 seeds. Mini numbers\n"
               "  come from other data, a small LM and a short training; they are not comparable with it.")
