@@ -21,6 +21,7 @@ The subset of a ratio is a prefix of one seeded permutation of the full dataset'
 
 import argparse
 import hashlib
+import http.client
 import json
 import os
 import sys
@@ -143,7 +144,7 @@ def download(urls, path, digest, timeout, remedy):
     for url in urls:
         try:
             fetch(url, path, timeout)
-        except OSError as error:   # URLError, HTTPError, timeouts and broken connections
+        except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, broken connections
             reason = getattr(error, "reason", None) or error
             troubles.append(f"{urllib.parse.urlsplit(url).netloc} ({reason})")
             continue

@@ -170,6 +170,35 @@ def code_version():
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
+class Log:
+    """train.csv: each row averages the steps since the last one."""
+
+    columns = ("step", "action_loss", "language_loss", "lr", "gradient_norm")
+
+    def __init__(self, path, done):
+        self.path, self.rows, self.seen = path, [], []
+        if done and path.exists():  # a resumed run keeps the rows up to its checkpoint
+            with open(path, newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
+
+    def add(self, *values):
+        self.seen.append(values)
+
+    def row(self, step, lr):
+        action, language, norm = np.mean(self.seen, axis=0)
+        self.seen = []
+        self.rows.append({"step": step, "action_loss": f"{action:.6f}", "language_loss": f"{language:.6f}",
+                          "lr": f"{lr:.3g}", "gradient_norm": f"{norm:.5f}"})
+
+    def save(self):
+        def write(part):
+            with open(part, "w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows)
+        write_whole(self.path, write)
+
+
 # --- the stage ---------------------------------------------------------------------------------
 
 def pick_device(wanted):
@@ -219,6 +248,45 @@ def save_state(folder, step, model, optimizer):
     save_tensors(folder / "state.safetensors", tensors, step=step)
 
 
+def load_data(config):
+    """The cell's dataset, checked against the environment's widths."""
+    path = Path("data") / config["profile"] / f"{config['cell']}.npz"
+    data, provenance = load_dataset(path)
+    widths = (data["observations"].shape[1], data["actions"].shape[1])
+    if widths != (config["state_dim"], config["action_dim"]):
+        sys.exit(f"train: {path} has {widths[0]} state and {widths[1]} action columns, {config['env']} has "
+                 f"{config['state_dim']} and {config['action_dim']}; delete it and make it again")
+    return data, provenance
+
+
+def load_text(config):
+    """(tokens, provenance) for the language loss; (None, None) at weight 0.
+
+    The released code loads and runs a text batch even then (seq_trainer.py:45-51).
+    """
+    if config["lm_weight"] == 0:
+        return None, None
+    path = Path("data") / config["profile"] / f"text-{Path(config['lm']).name}.npz"
+    arrays, provenance = load_arrays(path, ("tokens",))
+    needed = config["lm_block"] * config["lm_batch_size"]
+    if len(arrays["tokens"]) < needed:
+        sys.exit(f"train: {path} has {len(arrays['tokens']):,} tokens, a batch needs {needed:,}; "
+                 "give a longer TEXT=")
+    return arrays["tokens"], provenance
+
+
+def make_record(config, model, data, text, mean, std, device):
+    """What config.json holds: all that a number of this run can be traced to."""
+    record = config | {
+        "lm_id": language_model_id(config["lm"], model.trunk) if config["lm"] else "none",
+        "data": data["data"], "data_episodes": data["episodes"], "data_return_mean": data["return_mean"],
+        "reference_min": data["reference_min"], "reference_max": data["reference_max"], "text": text,
+        "state_mean": mean.tolist(), "state_std": std.tolist(), "parameters": parameter_counts(model),
+        "code": code_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "device": str(device), "threads": torch.get_num_threads()}
+    return json.loads(json.dumps(record))  # as it will be read back: tuples become lists
+
+
 def train(run, device, **overrides):
     config = tasks.configuration(run, **overrides)
     run = f"{config['profile']}/{config['cell']}/{config['method']}/seed{config['seed']}"
@@ -228,49 +296,23 @@ def train(run, device, **overrides):
         leftover.unlink()
     device = pick_device(device)
 
-    data, provenance = load_dataset(Path("data") / config["profile"] / f"{config['cell']}.npz")
-    widths = (data["observations"].shape[1], data["actions"].shape[1])
-    if widths != (config["state_dim"], config["action_dim"]):
-        sys.exit(f"train: data/{config['profile']}/{config['cell']}.npz has {widths[0]} state and "
-                 f"{widths[1]} action columns, {config['env']} has {config['state_dim']} and "
-                 f"{config['action_dim']}; make it again")
+    data, provenance = load_data(config)
     arrays, episode_ends, mean, std = training_arrays(data, config)
-    tokens, text = None, None
-    if config["lm_weight"] > 0:  # the released code loads and runs a text batch even at weight 0
-        path = Path("data") / config["profile"] / f"text-{Path(config['lm']).name}.npz"
-        found, text = load_arrays(path, ("tokens",))
-        tokens = found["tokens"]
-        if len(tokens) < config["lm_block"] * config["lm_batch_size"]:
-            sys.exit(f"train: {path} has {len(tokens):,} tokens, a batch needs "
-                     f"{config['lm_block'] * config['lm_batch_size']:,}; give a longer TEXT=")
-
+    tokens, text = load_text(config)
     torch.manual_seed(config["seed"])
     model = build_model(config).to(device)
     optimizer = make_optimizer(model, config)
-    counts = parameter_counts(model)
-    record = config | {
-        "lm_id": language_model_id(config["lm"], model.trunk) if config["lm"] else "none",
-        "data": provenance["data"], "data_episodes": provenance["episodes"],
-        "data_return_mean": provenance["return_mean"], "text": text,
-        "reference_min": provenance["reference_min"], "reference_max": provenance["reference_max"],
-        "state_mean": mean.tolist(), "state_std": std.tolist(), "parameters": counts,
-        "code": code_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "device": str(device), "threads": torch.get_num_threads()}
-    record = json.loads(json.dumps(record))  # as it will be read back: tuples become lists
+    record = make_record(config, model, provenance, text, mean, std, device)
     done = resume(folder, record, model, optimizer)
     write_whole(folder / "config.json",
                 lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
-    print(f"{run}: {'resuming at step ' + format(done, ',') if done else 'training'}; trains "
+    counts = record["parameters"]
+    print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; trains "
           f"{counts['trainable']:,} of {counts['all']:,} parameters "
           f"({100 * counts['trainable'] / counts['all']:.1f} %; in the trunk "
           f"{100 * counts['trunk_trainable'] / counts['trunk']:.2f} %), on {device}", flush=True)
 
-    columns = ("step", "action_loss", "language_loss", "lr", "gradient_norm")
-    rows, sums = [], np.zeros(3)
-    log = folder / "train.csv"
-    if done and log.exists():
-        with open(log, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
+    log = Log(folder / "train.csv", done)
     model.train()
     bar = tqdm(range(done, config["steps"]), initial=done, total=config["steps"], disable=None,
                desc=config["method"], unit="step")
@@ -282,11 +324,10 @@ def train(run, device, **overrides):
 
         predicted = model(**batch, attention_mask=mask)                        # (B, K, A)
         action_loss = F.mse_loss(predicted[mask], batch["actions"][mask])
+        language_loss = torch.zeros((), device=device)
         if config["lm_weight"] > 0:
-            text_ids = text_batch(tokens, step, config).to(device)
-            language_loss = model.language_loss(text_ids, config["lm_positions"])
-        else:
-            language_loss = torch.zeros((), device=device)
+            ids = text_batch(tokens, step, config).to(device)
+            language_loss = model.language_loss(ids, config["lm_positions"])
         loss = action_loss + config["lm_weight"] * language_loss
         if not math.isfinite(loss.item()):
             sys.exit(f"train: the loss of {run} became {loss.item()} at step {step + 1}; nothing of this "
@@ -300,36 +341,21 @@ def train(run, device, **overrides):
             group["lr"] = lr
         optimizer.step()
 
-        sums += (action_loss.item(), language_loss.item(), norm.item())
+        log.add(action_loss.item(), language_loss.item(), norm.item())
         last = step + 1 == config["steps"]
         checkpoint = (step + 1) % config["eval_every"] == 0
         if (step + 1) % config["log_every"] == 0 or checkpoint or last:
-            since = int(rows[-1]["step"]) if rows else 0
-            action, language, norm = sums / (step + 1 - since)
-            rows.append({"step": step + 1, "action_loss": f"{action:.6f}",
-                         "language_loss": f"{language:.6f}", "lr": f"{lr:.3g}",
-                         "gradient_norm": f"{norm:.5f}"})
-            sums[:] = 0
-            bar.set_postfix(action_loss=f"{action:.4f}")
+            log.row(step + 1, lr)
+            bar.set_postfix(action_loss=log.rows[-1]["action_loss"])
         if checkpoint and not last:
-            save_log(log, columns, rows)
+            log.save()
             save_tensors(folder / f"step-{step + 1:07d}.safetensors", trainable(model), run=run,
                          step=step + 1)
             save_state(folder, step + 1, model, optimizer)
-    save_log(log, columns, rows)
+    log.save()
     save_tensors(folder / "final.safetensors", trainable(model), run=run, step=config["steps"])
     (folder / "state.safetensors").unlink(missing_ok=True)
-    if rows:
-        print(f"{run}: done, action loss {rows[0]['action_loss']} -> {rows[-1]['action_loss']}")
-
-
-def save_log(path, columns, rows):
-    def write(part):
-        with open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    write_whole(path, write)
+    print(f"{run}: done, action loss {log.rows[0]['action_loss']} -> {log.rows[-1]['action_loss']}")
 
 
 if __name__ == "__main__":

@@ -25,40 +25,35 @@ def kind(path):
         return json.loads(str(file["config"]))["kind"]
 
 
-def our_name(name):
+def our_name(name, lora):
     """The authors' parameter name -> ours."""
     name = name.replace("transformer_model.", "trunk.")
-    leaf = name.rpartition(".")[2]
-    if "attn.c_attn." in name and leaf in ("weight", "bias") and our_name.lora:
-        return name.replace("c_attn.", "c_attn.base.")
+    if not lora:
+        return name.replace("trunk.transformer.", "trunk.")  # our DT has no language head to be inside of
+    if "lora_" not in name:
+        name = name.replace("attn.c_attn.", "attn.c_attn.base.")
     return name
 
 
 def build(golden):
     """The model of a golden file's config with its weights loaded, in evaluation mode."""
     config = json.loads(str(golden["config"]))
-    weights = {name[2:]: torch.from_numpy(golden[name]) for name in golden.files
-               if name.startswith("w/")}
-    our_name.lora = config["kind"] == "lamo"
-    if config["kind"] == "lamo":
+    lora = config["kind"] == "lamo"
+    weights = {our_name(name[2:], lora): torch.from_numpy(golden[name]) for name in golden.files
+               if name.startswith("w/") and "predict_state" not in name and "predict_return" not in name}
+    if lora:
         trunk = GPT2LMHeadModel(GPT2Config(**config["lm"], bos_token_id=0, eos_token_id=0))
-        lora = config["lora"]
-        add_lora(trunk, lora["r"], lora["alpha"], dropout=0.1)
+        add_lora(trunk, config["lora"]["r"], config["lora"]["alpha"], dropout=0.1)
         train_only_lora(trunk)
     else:
-        width = len(weights["embed_ln.weight"])
-        layers = len({name.split(".h.")[1].split(".")[0] for name in weights if ".h." in name})
-        trunk = dt_trunk(width=width, layers=layers)
-        weights = {name.replace("transformer_model.transformer.", "transformer_model."): value
-                   for name, value in weights.items()}
+        layers = {name.split(".h.")[1].split(".")[0] for name in weights if ".h." in name}
+        trunk = dt_trunk(width=len(weights["embed_ln.weight"]), layers=len(layers))
     model = DecisionTransformer(trunk, config["state_dim"], config["act_dim"], config["horizon"],
-                                "mlp" if config["kind"] == "lamo" else "linear")
-    ours = {our_name(name): value for name, value in weights.items()
-            if not name.startswith(("predict_state", "predict_return"))}  # their dead heads
-    missing, unexpected = model.load_state_dict(ours, strict=False)
-    unused = {"trunk.wte.weight", "trunk.wpe.weight"} if config["kind"] == "dt" else set()
-    assert set(missing) == unused and not unexpected
-    return model.eval(), config
+                                "mlp" if "embed_state.fc1.weight" in weights else "linear")
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert set(missing) == (set() if lora else {"trunk.wte.weight", "trunk.wpe.weight"})
+    assert not unexpected
+    return model.eval(), lora
 
 
 def batch(golden):
@@ -80,7 +75,7 @@ def test_there_are_golden_files():
 @pytest.mark.parametrize("path", [p for p in FILES if kind(p) in ("lamo", "dt")], ids=lambda p: p.stem)
 def test_golden(path):
     with np.load(path, allow_pickle=False) as golden:
-        model, config = build(golden)
+        model, lora = build(golden)
         inputs, mask = batch(golden), torch.from_numpy(golden["in/mask"])
         valid = mask.bool()
 
@@ -92,11 +87,7 @@ def test_golden(path):
 
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        if config["kind"] == "dt":
-            names = {our_name(n[2:].replace("transformer_model.transformer.", "transformer_model."))
-                     : golden[n] for n in golden.files if n.startswith("g/")}
-        else:
-            names = {our_name(n[2:]): golden[n] for n in golden.files if n.startswith("g/")}
+        names = {our_name(name[2:], lora): golden[name] for name in golden.files if name.startswith("g/")}
         assert set(gradients) == set(names), "another set of parameters gets gradients"
         for name, theirs in names.items():
             close(gradients[name].numpy(), theirs, f"gradient of {name}")
