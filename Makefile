@@ -25,7 +25,7 @@ export MALLOC_TOP_PAD_ = 67108864
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
-# TASKS, CELLS, ALL_METHODS, LM_METHODS, TEXT_RUNS, PLAYER_task, LM_FILE_name: made from tasks.py
+# TASKS, CELLS, ALL_METHODS, LM_METHODS, TEXT_RUNS, PLAYER_task, LM_FILE_name, DIGEST_run: from tasks.py
 -include build/axes.mk
 
 .DEFAULT_GOAL := help
@@ -78,8 +78,8 @@ test: $(VENV)/ready-dev
 	@$(PYTHON) -m pytest
 
 # --- what a file was made with -----------------------------------------------------------------
-# A file target has no memory of LM=, DATA= and ARGS=, so each lies in a small file beside it that is
-# rewritten only when it differs, and so redoes only what depends on it.
+# A file target has no memory of LM=, DATA=, ARGS= and of tasks.py, so what it was made with lies in a
+# small file beside it that is rewritten only when it differs, and so redoes only what depends on it.
 
 # $(call stamp,FILE,TEXT) is FILE, holding TEXT
 stamp = $(shell mkdir -p $(dir $1); printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1; echo $1)
@@ -94,11 +94,12 @@ parts   = $(subst /, ,$*)
 profile = $(word 1,$(parts))
 cell    = $(word 2,$(parts))
 method  = $(word 3,$(parts))
+task    = $(firstword $(foreach t,$(TASKS),$(if $(filter $t-%,$(cell)),$t)))
 lm      = $(or $(LM),$(if $(filter mini,$(profile)),mini,gpt2))
-settings = $(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS)
+settings = $(DIGEST_$(profile)/$(task)/$(method)) $(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS)
 # the files of the LM, so that a changed LM is trained on anew
 lm_file   = $(if $(filter $(LM_METHODS),$(method)),$(or $(LM_FILE_$(lm)),$(wildcard $(lm)/*.safetensors)))
-text_file = $(if $(filter $(profile)/$(cell)/$(method),$(TEXT_RUNS))$(findstring lm_weight,$(ARGS)),data/$(profile)/text-$(notdir $(lm)).npz)
+text_file = $(if $(filter $(profile)/$(task)/$(method),$(TEXT_RUNS))$(findstring lm_weight,$(ARGS)),data/$(profile)/text-$(notdir $(lm)).npz)
 
 data/mini/%.npz: $$(PLAYER_$$(firstword $$(foreach t,$$(TASKS),$$(if $$(filter $$t-%,$$*),$$t)))) | $(VENV)/ready
 	$(PYTHON) prepare_data.py mini/$*
@@ -121,7 +122,7 @@ runs/%/eval.csv: runs/%/final.safetensors
 results/$(PROFILE)/%.csv: $(foreach m,$(METHODS),$(foreach s,$(SEEDS),runs/$(PROFILE)/%/$m/seed$s/eval.csv))
 	@$(PYTHON) evaluate.py --collect $(PROFILE)/$*
 
-figures/%.png: results/%.csv paper/scores.csv plot.py
+figures/%.png: results/%.csv paper/scores.csv plot.py tasks.py
 	@$(PYTHON) plot.py $* > /dev/null
 
 define CELL_RULE

@@ -12,6 +12,7 @@ To add a task, add a row to TASKS. Published scores stand in paper/scores.csv.
 Sources: LaMo, arXiv 2310.20587 (camera-ready), and its released code, srzer/LaMo-2023@3e4fcc8.
 """
 
+import hashlib
 import json
 import sys
 
@@ -157,19 +158,29 @@ def configuration(run, **overrides):
             "method": method, "seed": seed} | config
 
 
+def digest(profile, task, method):
+    """A short name of all settings that a run's files depend on, so that make redoes the runs that a
+    change of this file concerns, and only those."""
+    config = configuration(f"{profile}/{task}-1/{method}/seed0")
+    for name in ("cell", "ratio", "seed", "score_window"):
+        del config[name]
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def axes():
     """What the Makefile needs to know, as make variables."""
     uses_lm = [method for method, row in METHODS.items() if row.get("lm", "gpt2")]
-    text = [f"{profile}/{cell}/{method}" for profile in PROFILES for cell in cells()
-            for method in METHODS
-            if configuration(f"{profile}/{cell}/{method}/seed0")["lm_weight"] > 0]
-    players = [f"PLAYER_{task} := assets/players/{row['mini']['player']}.npz"
-               for task, row in TASKS.items() if "player" in row["mini"]]
-    models = [f"LM_FILE_{name} := {folder}/model.safetensors"
-              for name, folder in LANGUAGE_MODELS.items()]
-    return "\n".join([f"TASKS := {' '.join(TASKS)}", f"CELLS := {' '.join(cells())}",
-                      f"ALL_METHODS := {' '.join(METHODS)}", f"LM_METHODS := {' '.join(uses_lm)}",
-                      f"TEXT_RUNS := {' '.join(text)}", *players, *models])
+    runs = [(profile, task, method) for profile in PROFILES for task in TASKS for method in METHODS]
+    text = ["/".join(run) for run in runs
+            if configuration("{}/{}-1/{}/seed0".format(*run))["lm_weight"] > 0]
+    return "\n".join([
+        f"TASKS := {' '.join(TASKS)}", f"CELLS := {' '.join(cells())}",
+        f"ALL_METHODS := {' '.join(METHODS)}", f"LM_METHODS := {' '.join(uses_lm)}",
+        f"TEXT_RUNS := {' '.join(text)}",
+        *(f"PLAYER_{task} := assets/players/{row['mini']['player']}.npz"
+          for task, row in TASKS.items() if "player" in row["mini"]),
+        *(f"LM_FILE_{name} := {folder}/model.safetensors" for name, folder in LANGUAGE_MODELS.items()),
+        *(f"DIGEST_{'/'.join(run)} := {digest(*run)}" for run in runs)])
 
 
 def listing():

@@ -59,6 +59,12 @@ def test_the_mini_profile_from_an_empty_folder_and_what_make_redoes(kit):
     assert not any("/dt/" in name or "seed1" in name or name.startswith("data") for name in new)
     assert "mini-random@" in (folder / f"results/mini/{CELL}.csv").read_text()
 
+    # a setting of DT's in tasks.py redoes DT alone
+    table = folder / "tasks.py"
+    table.write_text(table.read_text().replace('"mini": {"lr": 3e-4}', '"mini": {"lr": 2e-4}'))
+    plan = kit("make", "-n", CELL, SHORT, "LM=mini-random").stdout
+    assert plan.count("train.py") == 1 and "/dt/seed0" in plan and "prepare_data.py" not in plan
+
     # changed data redo everything that was trained on them
     data = folder / f"data/mini/{CELL}.npz"
     data.touch()
