@@ -6,6 +6,7 @@ kind of agent, trained here on the same environment and stopped by the same rule
 
     .venv/bin/pip install -r requirements-players.txt    # stable-baselines3, needed only to train
     .venv/bin/python players.py hopper-medium            # half an hour on one core
+    .venv/bin/python players.py hopper-medium --measure  # the shipped player's returns
 
 reads   nothing but the environment
 writes  build/players/PLAYER/STEP.npz   the actor every `--every` steps (git ignores it)
@@ -42,26 +43,44 @@ def load(path):
                  "restore it with git, or train one: python players.py --help")
 
 
-def act(actor, observation, rng):
-    """Sample a ~ tanh(Normal(mean(s), std(s))), as SAC explores. (S,) -> (A,) float32 in (-1, 1)."""
+def act(actor, observation, rng=None):
+    """Sample a ~ tanh(Normal(mean(s), std(s))), as SAC explores, or take tanh(mean(s)) without an rng.
+    (S,) -> (A,) float32 in (-1, 1)."""
     hidden = observation.astype(np.float32)
     for layer in ("fc0", "fc1"):
         hidden = np.maximum(actor[f"{layer}/weight"] @ hidden + actor[f"{layer}/bias"], 0)
     mean = actor["mean/weight"] @ hidden + actor["mean/bias"]
     log_std = np.clip(actor["log_std/weight"] @ hidden + actor["log_std/bias"], -20, 2)
-    noise = rng.standard_normal(mean.shape, dtype=np.float32)
-    return np.tanh(mean + np.exp(log_std) * noise)
+    if rng is not None:
+        mean = mean + np.exp(log_std) * rng.standard_normal(mean.shape, dtype=np.float32)
+    return np.tanh(mean)
 
 
-def play(env, actor, seed):
-    """One stochastic episode. Returns (sum of rewards, number of steps)."""
-    rng = np.random.default_rng(seed)
+def play(env, actor, seed, sampled=True):
+    """One episode. Returns (sum of rewards, number of steps)."""
+    rng = np.random.default_rng(seed) if sampled else None
     observation, _ = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
     while not over:
         observation, reward, terminated, truncated, _ = env.step(act(actor, observation, rng))
         total, length, over = total + reward, length + 1, terminated or truncated
     return total, length
+
+
+def measure(task, episodes):
+    """Print the shipped player's mean return with sampled actions and with their means."""
+    from envs import make_env
+    from prepare_data import d4rl_infos
+
+    row, infos = tasks.TASKS[task], d4rl_infos()
+    low, high = (infos[f"REF_{end}_SCORE"][row["dataset"]] for end in ("MIN", "MAX"))
+    actor, _ = load(ASSETS / f"{row['mini']['player']}.npz")
+    env = make_env(row)
+    for sampled in (True, False):
+        returns = [play(env, actor, 20_000_000 + i, sampled)[0] for i in range(episodes)]
+        mean, std = np.mean(returns), np.std(returns, ddof=1)
+        print(f"{task}, actions {'sampled' if sampled else 'at their mean'}: return {mean:.0f}, standard deviation "
+              f"{std:.0f}, over {episodes} episodes; normalised {100 * (mean - low) / (high - low):.1f}")
 
 
 def actor_arrays(policy):
@@ -119,11 +138,11 @@ def train(task, steps, every, episodes, fraction, seed):
             self.reached = rows[-1]["return_mean"] >= goal
             return not self.reached
 
-    measure = Measure()
+    measured = Measure()
     agent = SAC("MlpPolicy", make_env(row), seed=seed, learning_starts=10_000,
                 policy_kwargs={"net_arch": [256, 256]}, verbose=0)
-    agent.learn(steps, callback=measure)
-    if not measure.reached:
+    agent.learn(steps, callback=measured)
+    if not measured.reached:
         sys.exit(f"players: after {steps:,} steps no actor had reached {goal:.0f}; "
                  f"the curve is in {folder}/curve.csv; try more --steps or another --seed")
     ASSETS.mkdir(parents=True, exist_ok=True)
@@ -141,4 +160,9 @@ if __name__ == "__main__":
     parser.add_argument("--episodes", type=int, default=20, help="episodes of a measurement")
     parser.add_argument("--fraction", type=float, default=1 / 3, help="of the expert's return to reach")
     parser.add_argument("--seed", type=int, default=0)
-    train(**vars(parser.parse_args()))
+    parser.add_argument("--measure", action="store_true", help="play the shipped player instead")
+    args = vars(parser.parse_args())
+    if args.pop("measure"):
+        measure(args["task"], args["episodes"])
+    else:
+        train(**args)
