@@ -79,8 +79,9 @@ def measure(task, episodes):
     for sampled in (True, False):
         returns = [play(env, actor, 20_000_000 + i, sampled)[0] for i in range(episodes)]
         mean, std = np.mean(returns), np.std(returns, ddof=1)
-        print(f"{task}, actions {'sampled' if sampled else 'at their mean'}: return {mean:.0f}, standard deviation "
-              f"{std:.0f}, over {episodes} episodes; normalised {100 * (mean - low) / (high - low):.1f}")
+        normalized = 100 * (mean - low) / (high - low)
+        print(f"{task}, actions {'sampled' if sampled else 'at their mean'}: return {mean:.0f} (standard "
+              f"deviation {std:.0f}, {episodes} episodes), normalised {normalized:.1f}")
 
 
 def actor_arrays(policy):
