@@ -101,12 +101,6 @@ settings = $(DIGEST_$(profile)/$(task)/$(method)) $(if $(filter $(LM_METHODS),$(
 lm_file   = $(if $(filter $(LM_METHODS),$(method)),$(or $(LM_FILE_$(lm)),$(wildcard $(lm)/*.safetensors)))
 text_file = $(if $(filter $(profile)/$(task)/$(method),$(TEXT_RUNS))$(findstring lm_weight,$(ARGS)),data/$(profile)/text-$(notdir $(lm)).npz)
 
-data/mini/%.npz: $$(PLAYER_$$(firstword $$(foreach t,$$(TASKS),$$(if $$(filter $$t-%,$$*),$$t)))) | $(VENV)/ready
-	$(PYTHON) prepare_data.py mini/$*
-
-data/paper/%.npz: $$(call stamp,data/paper/$$*.source,DATA=$$(DATA)) $$(wildcard $$(DATA)) | $(VENV)/ready
-	$(PYTHON) prepare_data.py paper/$* $(if $(DATA),--data '$(DATA)')
-
 data/mini/text-%.npz: $$(call stamp,data/mini/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready
 	$(PYTHON) prepare_data.py mini/text --lm '$(or $(LM),mini)' $(if $(TEXT),--text '$(TEXT)')
 
@@ -125,11 +119,18 @@ results/$(PROFILE)/%.csv: $(foreach m,$(METHODS),$(foreach s,$(SEEDS),runs/$(PRO
 figures/%.png: results/%.csv paper/scores.csv plot.py tasks.py
 	@$(PYTHON) plot.py $* > /dev/null
 
-define CELL_RULE
+# of each task: its data, and the cell itself, whose name is what people type
+define TASK_RULES
+data/mini/$(1)-%.npz: $$(PLAYER_$(1)) | $$(VENV)/ready
+	$$(PYTHON) prepare_data.py mini/$(1)-$$*
+
+data/paper/$(1)-%.npz: $$$$(call stamp,data/paper/$(1)-$$$$*.source,DATA=$$$$(DATA)) $$$$(wildcard $$$$(DATA)) | $$(VENV)/ready
+	$$(PYTHON) prepare_data.py paper/$(1)-$$* $$(if $$(DATA),--data '$$(DATA)')
+
 $(1)-%: figures/$$(PROFILE)/$(1)-%.png
 	@$$(PYTHON) plot.py $$(PROFILE)/$$@ --table
 endef
-$(foreach task,$(TASKS),$(eval $(call CELL_RULE,$(task))))
+$(foreach task,$(TASKS),$(eval $(call TASK_RULES,$(task))))
 
 all: $(CELLS)
 

@@ -59,6 +59,11 @@ def test_the_mini_profile_from_an_empty_folder_and_what_make_redoes(kit):
     assert not any("/dt/" in name or "seed1" in name or name.startswith("data") for name in new)
     assert "mini-random@" in (folder / f"results/mini/{CELL}.csv").read_text()
 
+    # co-training on the text every Python has
+    kit("make", CELL, SHORT + " --lm_block 16", "METHODS=lamo-lm0.1")
+    with open(folder / f"runs/mini/{CELL}/lamo-lm0.1/seed0/train.csv") as file:
+        assert all(2 < float(row["language_loss"]) < 7 for row in csv.DictReader(file))
+
     # a setting of DT's in tasks.py redoes DT alone
     table = folder / "tasks.py"
     table.write_text(table.read_text().replace('"mini": {"lr": 3e-4}', '"mini": {"lr": 2e-4}'))
