@@ -367,17 +367,14 @@ def standard_library_text():
     for path in sorted(root.rglob("*.py")):
         if skipped & set(path.relative_to(root).parts):
             continue
-        source = path.read_text(encoding="utf-8", errors="replace")
-        if path.name == "topics.py":
-            texts += [ast.get_source_segment(source, node) or node.value
-                      for node in ast.walk(ast.parse(source))
-                      if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-            continue
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="replace"))):
+            doc = None
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                 doc = ast.get_docstring(node)
-                if doc and len(doc) > 200:
-                    texts.append(doc)
+            elif path.name == "topics.py" and isinstance(node, ast.Constant):
+                doc = node.value  # pydoc's chapters of the language reference
+            if isinstance(doc, str) and len(doc) > 200:
+                texts.append(doc)
     return "\n\n".join(texts)
 
 
