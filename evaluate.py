@@ -131,23 +131,13 @@ def read_rows(path):
         sys.exit(f"evaluate: {path} is not readable ({error}); delete it and evaluate again")
 
 
-def write_rows(path, rows):
-    from prepare_data import write_whole
-
-    def write(part):
-        with open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    write_whole(path, write)
-
-
 def evaluate(run, device, episodes=None, target_returns=None):
     import copy
 
     from tqdm import tqdm
 
     from lora import merge_lora
+    from prepare_data import write_csv
     from train import RUNS, pick_device
 
     device = pick_device(device)
@@ -179,8 +169,8 @@ def evaluate(run, device, episodes=None, target_returns=None):
                          "normalized_score": f"{normalized(total):.4f}",
                          "data_score": f"{normalized(config['data_return_mean']):.4f}",
                          "data_episodes": len(config["data_episodes"])})
-        write_rows(unfinished, rows)
-    write_rows(folder / "eval.csv", rows)
+        write_csv(unfinished, COLUMNS, rows)
+    write_csv(folder / "eval.csv", COLUMNS, rows)
     unfinished.unlink(missing_ok=True)
     final = [row for row in rows if int(row["step"]) == config["steps"]]
     for target in dict.fromkeys(row["target_return"] for row in final):
@@ -191,9 +181,10 @@ def evaluate(run, device, episodes=None, target_returns=None):
 
 def collect(cell):
     """results/PROFILE/CELL.csv: every evaluated run of the cell, methods in the table's order."""
+    from prepare_data import write_csv
     from train import RUNS
 
-    profile, task, ratio = tasks.parse_cell(cell)
+    tasks.parse_cell(cell)
     methods = list(tasks.METHODS)
     files = sorted((RUNS / cell).glob("*/seed*/eval.csv"),
                    key=lambda p: (methods.index(p.parts[-3]) if p.parts[-3] in methods else 99,
@@ -205,7 +196,7 @@ def collect(cell):
     if len(data) > 1:
         sys.exit(f"evaluate: the runs in runs/{cell} were trained on different data "
                  f"({', '.join(sorted(data))}); remove or move away those of the data you do not want")
-    write_rows(Path("results") / f"{cell}.csv", rows)
+    write_csv(Path("results") / f"{cell}.csv", COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -134,10 +134,8 @@ def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float =
         vocab_size=1, n_positions=1, bos_token_id=0, eos_token_id=0,
         resid_pdrop=dropout, attn_pdrop=dropout, embd_pdrop=dropout))
     # One row of each table is the least GPT2Model takes; the RL branch reads neither.
-    trunk.wte.weight.data.zero_().requires_grad_(False)
-    trunk.wpe.weight.data.zero_().requires_grad_(False)
-    trunk.wte.requires_grad_(False)
-    trunk.wpe.requires_grad_(False)
+    for table in (trunk.wte, trunk.wpe):
+        table.requires_grad_(False).weight.zero_()
     return trunk
 
 

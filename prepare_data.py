@@ -20,6 +20,7 @@ The subset of a ratio is a prefix of one seeded permutation of the full dataset'
 """
 
 import argparse
+import csv
 import hashlib
 import http.client
 import json
@@ -71,6 +72,15 @@ def write_whole(path, write):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_csv(path, columns, rows):
+    def write(part):
+        with open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    write_whole(path, write)
 
 
 def sha256(path):

@@ -49,7 +49,7 @@ DEFAULTS = {
 }
 
 # What the mini profile changes, whatever the task: few steps at a large learning rate, and no dropout,
-# which a few hundred steps do not need and which takes a third of a step's time on a CPU.
+# which a few hundred steps do not need and which takes nearly half of a step's time on two CPU cores.
 MINI = {
     "lm": "mini",
     "dropout": 0.0,

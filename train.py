@@ -50,7 +50,7 @@ from tqdm import tqdm  # noqa: E402
 
 from lora import LoRA  # noqa: E402
 from model import build_model, language_model_id  # noqa: E402
-from prepare_data import load_arrays, load_dataset, write_whole  # noqa: E402
+from prepare_data import load_arrays, load_dataset, write_csv, write_whole  # noqa: E402
 
 RUNS = Path("runs")
 
@@ -191,12 +191,7 @@ class Log:
                           "lr": f"{lr:.3g}", "gradient_norm": f"{norm:.5f}"})
 
     def save(self):
-        def write(part):
-            with open(part, "w", newline="") as file:
-                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self.rows)
-        write_whole(self.path, write)
+        write_csv(self.path, self.columns, self.rows)
 
 
 # --- the stage ---------------------------------------------------------------------------------

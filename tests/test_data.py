@@ -62,10 +62,10 @@ def other_environment(raw):
     (lambda raw: raw.pop("terminals"), "has no terminals"), (nan_row, "not finite in row 17"),
     (no_ends, "no finished episode"), (short_rewards, "rewards"),
     (other_environment, "another environment")])
-def test_a_damaged_d4rl_file_ends_in_one_line(tmp_path, capsys, damage, said):
+def test_a_damaged_d4rl_file_ends_in_one_line(tmp_path, damage, said):
     raw, _ = d4rl_arrays()
     damage(raw)
-    path = write_d4rl(tmp_path / "bad.hdf5", raw) if "rewards" in raw else None
+    path = write_d4rl(tmp_path / "bad.hdf5", raw)
     with pytest.raises(SystemExit) as stop:
         prepare_data.read_d4rl(path, HOPPER)
     assert said in str(stop.value) and "bad.hdf5" in str(stop.value)
