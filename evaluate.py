@@ -10,7 +10,9 @@ writes  runs/RUN/eval.csv, one row an episode; --collect writes results/PROFILE/
 All target returns and episodes of a checkpoint are played in lock-step: one batched forward for each
 environment step, over those episodes that still run. Episode i starts from the same seed for every
 target, checkpoint, method and training seed, so methods are compared on the same starts.
-normalized_score is 100 (return - random) / (expert - random) with D4RL's reference scores.
+normalized_score is 100 (return - random) / (expert - random) with D4RL's reference scores; Atari's expert
+is a human player (Mnih et al. 2015), Reacher2d's 100 a step at the target for every step.
+data_score is that of the mean training episode; empty for DQN replay, which records no scores.
 """
 
 import argparse
@@ -47,43 +49,56 @@ def play(model, config, device, bar=None):
     from envs import make_env
 
     mean, std = np.float32(config["state_mean"]), np.float32(config["state_std"])
-    K, horizon, scale = config["context"], config["horizon"], config["return_scale"]
+    K, scale, atari = config["context"], config["return_scale"], config["suite"] == "atari"
     jobs = [(target, episode) for target in config["target_returns"]
             for episode in range(config["episodes"])]
-    N = len(jobs)
     envs = [make_env(config) for _ in jobs]
-    states = torch.zeros(N, horizon, config["state_dim"], device=device)
-    actions = torch.zeros(N, horizon, config["action_dim"], device=device)
-    returns_to_go = torch.zeros(N, horizon, 1, device=device)
-    timesteps = torch.arange(horizon, device=device).repeat(N, 1)
-    remaining = np.array([target for target, _ in jobs]) / scale
-    observations = np.stack([env.reset(seed=EPISODE_SEED + episode)[0]
-                             for env, (_, episode) in zip(envs, jobs, strict=True)])
-    returns, lengths = np.zeros(N), np.zeros(N, int)
-    alive = np.arange(N)
+    observations = [env.reset(seed=EPISODE_SEED + episode)[0]
+                    for env, (_, episode) in zip(envs, jobs, strict=True)]
+    remaining = np.array([target for target, _ in jobs])
+    returns, lengths = np.zeros(len(jobs)), np.zeros(len(jobs), int)
+    alive = np.arange(len(jobs))
+    action_shape, action_type = ((), torch.long) if atari else ((config["action_dim"],), torch.float32)
+    # What the episodes still running have seen, at most K steps of it. States are embedded once.
+    hidden = model.embed_ln.normalized_shape[0]
+    window = {"states": torch.zeros(len(jobs), 0, hidden, device=device),
+              "returns_to_go": torch.zeros(len(jobs), 0, 1, device=device),
+              "actions": torch.zeros(len(jobs), 0, *action_shape, dtype=action_type, device=device)}
 
     with torch.inference_mode():
-        for t in range(horizon):
-            rows = torch.from_numpy(alive).to(device)
-            normalized = (observations[alive].astype(np.float32) - mean) / std
-            states[rows, t] = torch.from_numpy(normalized).to(device)
-            returns_to_go[rows, t, 0] = torch.from_numpy(remaining[alive].astype(np.float32)).to(device)
-            window = slice(max(0, t + 1 - K), t + 1)  # the newest action is still zero, and unread
-            predicted = model(states[rows, window], actions[rows, window], returns_to_go[rows, window],
-                              timesteps[rows, window])[:, -1]                       # (alive, A)
-            actions[rows, t] = predicted
+        for t in range(config["horizon"]):
+            seen = np.stack([observations[i] for i in alive])[:, None]
+            if not atari:
+                seen = (seen.astype(np.float32) - mean) / std
+            to_go = (remaining[alive] / scale).astype(np.float32)[:, None, None]
+            newest = {"states": model.embed_state(torch.from_numpy(seen).to(device)),
+                      "returns_to_go": torch.from_numpy(to_go).to(device),
+                      # not known yet, and not read
+                      "actions": torch.zeros(len(alive), 1, *action_shape, dtype=action_type, device=device)}
+            window = {name: torch.cat([window[name], newest[name]], 1)[:, -K:] for name in window}
+            timesteps = torch.arange(max(0, t + 1 - K), t + 1, device=device).repeat(len(alive), 1)
+            predicted = model.predict(**window, timesteps=timesteps)[:, -1]           # (alive, A)
+            chosen = predicted.argmax(1) if atari else predicted
+            window["actions"][:, -1] = chosen
             # The history keeps what the model said; D4RL's environments clip what they execute.
-            for i, action in zip(alive, predicted.cpu().numpy().clip(-1, 1), strict=True):
+            executed = chosen.cpu().numpy() if atari else chosen.cpu().numpy().clip(-1, 1)
+            for i, action in zip(alive, executed, strict=True):
                 observations[i], reward, terminated, truncated, _ = envs[i].step(action)
                 returns[i] += reward
-                remaining[i] -= reward / scale
+                remaining[i] -= np.sign(reward) if config["clip_rewards"] else reward
                 if terminated or truncated:
                     lengths[i] = t + 1
             if bar is not None:
                 bar.update(len(alive))
-            alive = alive[lengths[alive] == 0]
+            going = lengths[alive] == 0
+            alive = alive[going]
             if len(alive) == 0:
                 break
+            if not going.all():
+                keep = torch.from_numpy(going).to(device)
+                window = {name: values[keep] for name, values in window.items()}
+    for env in envs:
+        env.close()
     return [(target, episode, returns[i], int(lengths[i])) for i, (target, episode) in enumerate(jobs)]
 
 
@@ -167,7 +182,8 @@ def evaluate(run, device, episodes=None, target_returns=None):
                          "seed": config["seed"], "step": step, "target_return": f"{target:g}",
                          "episode": episode, "return": f"{total:.4f}", "length": length,
                          "normalized_score": f"{normalized(total):.4f}",
-                         "data_score": f"{normalized(config['data_return_mean']):.4f}",
+                         "data_score": "" if config["data_return_mean"] is None else
+                         f"{normalized(config['data_return_mean']):.4f}",
                          "data_episodes": len(config["data_episodes"])})
         write_csv(unfinished, COLUMNS, rows)
     write_csv(folder / "eval.csv", COLUMNS, rows)

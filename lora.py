@@ -6,7 +6,8 @@ section 3.2, loralib's MergedLinear as the authors use it in trajectory_gpt2_LoR
     merge_lora(model)                                  # fold A and B into the weights, for inference
 
 GPT-2 computes q, k and v with one fused layer, `c_attn`. Each of the three gets an A and a B of its
-own: "groups" below. Letters: I inputs, O outputs of a layer, G groups, R rank.
+own: "groups" below. The authors' Atari code adapts through `peft` instead, which gives the fused layer
+one A and leaves its bias frozen: shared_A=True, biases=False. Letters: I inputs, O outputs of a layer, G groups, R rank.
 """
 
 import math
@@ -49,8 +50,10 @@ class LoRA(nn.Module):
         return self.base
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
+def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, shared_A: bool = False) -> list[str]:
     """Wrap every layer named in TARGETS, in place. Returns their names; ValueError if there is none.
+
+    shared_A    fused projections share one A, as peft does (experiment-atari/model.py:120-125)
 
     Call it after the pre-trained weights are loaded: `from_pretrained` skips initialisers, which
     would leave A = B = 0 and so no gradient, ever.
@@ -61,18 +64,19 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
     for name in names:
         parent, _, leaf = name.rpartition(".")
         parent = model.get_submodule(parent)
-        setattr(parent, leaf, LoRA(getattr(parent, leaf), TARGETS[leaf], rank, alpha, dropout))
+        groups = 1 if shared_A else TARGETS[leaf]
+        setattr(parent, leaf, LoRA(getattr(parent, leaf), groups, rank, alpha, dropout))
     return names
 
 
-def train_only_lora(model: nn.Module) -> None:
-    """Freeze all but A, B and the wrapped layers' biases (loralib's bias='lora_only')."""
+def train_only_lora(model: nn.Module, biases: bool = True) -> None:
+    """Freeze all but A, B and the wrapped layers' biases (loralib's bias='lora_only'; peft's are frozen)."""
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, LoRA):
             module.lora_A.requires_grad_(True)
             module.lora_B.requires_grad_(True)
-            if module.base.bias is not None:
+            if biases and module.base.bias is not None:
                 module.base.bias.requires_grad_(True)
 
 

@@ -8,7 +8,7 @@ state at the state token, which has seen this step's return-to-go and state and 
 
 Letters: B batch, K context, S state, A action, H hidden, T tokens, V vocabulary.
 Follows the paper's section 3 and experiment-d4rl/decision_transformer/models/decision_transformer.py
-(srzer/LaMo-2023@3e4fcc8), called "authors" below.
+(srzer/LaMo-2023@3e4fcc8), called "authors" below, and, for Atari, experiment-atari/model.py.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ from tasks import LANGUAGE_MODELS
 
 
 class ResidualMLP(nn.Module):
-    """The paper's embedding: a linear map, and a GELU layer added to it (authors: utils.py:6-18)."""
+    """The paper's embedding: a first layer, and a GELU layer added to it (authors: utils.py:6-18)."""
 
-    def __init__(self, inputs: int, hidden: int):
+    def __init__(self, first: nn.Module, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc1 = first  # a linear map, or a table of discrete actions
         self.fc2 = nn.Linear(hidden, hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ class ResidualMLP(nn.Module):
 
 
 class ActionMLP(nn.Module):
-    """The paper's head, without a tanh (authors: utils.py:20-30)."""
+    """The paper's head for continuous actions, without a tanh (authors: utils.py:20-30)."""
 
     def __init__(self, hidden: int, outputs: int):
         super().__init__()
@@ -51,48 +51,88 @@ class ActionMLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class FrameCNN(nn.Module):
+    """DQN's convolutions: frames (..., 4, 84, 84) of bytes -> (..., H) (authors' Atari model.py:12-24)."""
+
+    def __init__(self, hidden: int, channels: tuple[int, int, int] = (32, 64, 64)):
+        super().__init__()
+        a, b, c = channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(4, a, 8, 4), nn.ReLU(), nn.Conv2d(a, b, 4, 2), nn.ReLU(), nn.Conv2d(b, c, 3, 1),
+            nn.ReLU(), nn.Flatten(), nn.Linear(c * 7 * 7, hidden))
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.layers(frames.flatten(0, -4) / 255).unflatten(0, frames.shape[:-3])
+
+
 class DecisionTransformer(nn.Module):
     """Predicts actions from returns-to-go, states and earlier actions.
 
     trunk       a causal LM, or a bare transformer that has no language head
+    state_dim   S, or (4, 84, 84) for Atari's frames
     embeddings  "mlp": residual blocks and an MLP head; "linear": linear maps and a tanh head
+    atari       the authors' other model (experiment-atari/model.py): a CNN for states, a table for
+                actions, a linear head that gives logits, the time added before the LayerNorm, and the
+                trunk's own position embeddings kept
     The authors' heads for the next state and return train on nothing, so they are left out.
     """
 
-    def __init__(self, trunk: nn.Module, state_dim: int, action_dim: int, horizon: int,
-                 embeddings: str):
+    def __init__(self, trunk: nn.Module, state_dim, action_dim: int, max_timestep: int, embeddings: str,
+                 atari: bool = False, squash_logits: bool = False):
         super().__init__()
-        hidden = trunk.config.hidden_size
-        embed = {"mlp": ResidualMLP, "linear": nn.Linear}[embeddings]
-        self.trunk = trunk
-        self.horizon = horizon
-        self.embed_return = embed(1, hidden)
-        self.embed_state = embed(state_dim, hidden)
-        self.embed_action = embed(action_dim, hidden)
-        self.embed_timestep = nn.Embedding(horizon, hidden)
+        hidden, mlp = trunk.config.hidden_size, embeddings == "mlp"
+        self.trunk, self.atari, self.max_timestep = trunk, atari, max_timestep
+
+        def embed(first):
+            return ResidualMLP(first, hidden) if mlp else first
+
+        self.embed_return = embed(nn.Linear(1, hidden))
+        if atari:
+            self.embed_state = nn.Sequential(
+                FrameCNN(hidden), *([ResidualMLP(nn.Linear(hidden, hidden), hidden)] if mlp else []))
+            self.embed_action = embed(nn.Embedding(action_dim, hidden))
+        else:
+            self.embed_state = embed(nn.Linear(state_dim, hidden))
+            self.embed_action = embed(nn.Linear(action_dim, hidden))
+        self.embed_timestep = nn.Embedding(max_timestep, hidden)
         self.embed_ln = nn.LayerNorm(hidden)
-        self.predict_action = (ActionMLP(hidden, action_dim) if embeddings == "mlp" else
-                               nn.Sequential(nn.Linear(hidden, action_dim), nn.Tanh()))
+        if atari:
+            self.predict_action = nn.Sequential(nn.Linear(hidden, action_dim),
+                                                nn.Tanh() if squash_logits else nn.Identity())
+        elif mlp:
+            self.predict_action = ActionMLP(hidden, action_dim)
+        else:
+            self.predict_action = nn.Sequential(nn.Linear(hidden, action_dim), nn.Tanh())
 
     def forward(self, states, actions, returns_to_go, timesteps, attention_mask=None):
         """states (B, K, S), actions (B, K, A), returns_to_go (B, K, 1), timesteps (B, K) int64,
-        attention_mask (B, K) with 0 at padding, or None for no padding -> actions (B, K, A)."""
+        attention_mask (B, K) with 0 at padding, or None for no padding -> actions (B, K, A).
+        Atari: states (B, K, 4, 84, 84) uint8, actions (B, K) int64 -> logits (B, K, A)."""
+        return self.predict(self.embed_state(states), actions, returns_to_go, timesteps, attention_mask)
+
+    def predict(self, states, actions, returns_to_go, timesteps, attention_mask=None):
+        """forward() from embedded states (B, K, H)."""
         B, K = timesteps.shape
-        tokens = torch.stack((self.embed_return(returns_to_go), self.embed_state(states),
-                              self.embed_action(actions)), dim=2)             # (B, K, 3, H)
-        # Normalise, then add the time: as LaMo and Wiki-RL do; DT adds it first.
-        time = self.embed_timestep(timesteps.clamp(max=self.horizon - 1))     # (B, K, H)
-        tokens = self.embed_ln(tokens) + time[:, :, None]
-        if attention_mask is not None:
-            attention_mask = attention_mask.repeat_interleave(3, dim=1)       # (B, 3K)
-        hidden = self.without_positions(tokens.flatten(1, 2), attention_mask)  # (B, 3K, H)
+        tokens = torch.stack((self.embed_return(returns_to_go), states, self.embed_action(actions)),
+                             dim=2)                                           # (B, K, 3, H)
+        time = self.embed_timestep(timesteps.clamp(max=self.max_timestep - 1))[:, :, None]  # (B, K, 1, H)
+        if self.atari:
+            tokens = self.embed_ln(tokens + time).flatten(1, 2)               # (B, 3K, H)
+            # Padding is on the right, where causality alone hides it.
+            hidden = self.trunk.base_model(inputs_embeds=tokens, use_cache=False).last_hidden_state
+        else:
+            # Normalise, then add the time: as LaMo and Wiki-RL do; DT adds it first.
+            tokens = (self.embed_ln(tokens) + time).flatten(1, 2)             # (B, 3K, H)
+            if attention_mask is not None:
+                attention_mask = attention_mask.repeat_interleave(3, dim=1)   # (B, 3K)
+            hidden = self.without_positions(tokens, attention_mask)           # (B, 3K, H)
         return self.predict_action(hidden.view(B, K, 3, -1)[:, :, 1])         # (B, K, A)
 
     def without_positions(self, embeds, attention_mask=None):
         """The trunk's hidden states (B, T, H) for embeds (B, T, H), order known from the mask alone.
 
-        The authors apply no position embeddings to the trajectory (their timestep embedding tells
-        the order). `transformers` always applies them, so every token is put at position 0, and
+        Outside Atari the authors apply no position embeddings to the trajectory (their timestep
+        embedding tells the order). `transformers` always applies them, so every token is put at position 0, and
         what a learned table (GPT-2's wpe) adds there is taken off beforehand.
         """
         base = self.trunk.base_model
@@ -125,16 +165,18 @@ class DecisionTransformer(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
-def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float = 0.1) -> nn.Module:
-    """DT's randomly initialised transformer, without vocabulary and position tables."""
+def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float = 0.1,
+             positions: int = 0) -> nn.Module:
+    """DT's randomly initialised transformer, without a vocabulary, and with `positions` position
+    embeddings (Atari only). The authors' Atari DT misspells its width and so is 768 wide (model.py:181)."""
     from transformers import GPT2Config, GPT2Model
 
     trunk = GPT2Model(GPT2Config(
         n_embd=width, n_layer=layers, n_head=heads, n_inner=4 * width, activation_function="relu",
-        vocab_size=1, n_positions=1, bos_token_id=0, eos_token_id=0,
+        vocab_size=1, n_positions=max(1, positions), bos_token_id=0, eos_token_id=0,
         resid_pdrop=dropout, attn_pdrop=dropout, embd_pdrop=dropout))
-    # One row of each table is the least GPT2Model takes; the RL branch reads neither.
-    for table in (trunk.wte, trunk.wpe):
+    # One row of each table is the least GPT2Model takes; nothing reads it.
+    for table in (trunk.wte, trunk.wpe)[:1 if positions else 2]:
         table.requires_grad_(False).weight.zero_()
     return trunk
 
@@ -210,12 +252,14 @@ def build_model(config: dict) -> DecisionTransformer:
 
     LaMo freezes the language model and trains LoRA, the embeddings and the head.
     """
+    atari = config["suite"] == "atari"
     if config["trunk"] == "dt":
-        trunk = dt_trunk(dropout=config["dropout"])
+        trunk = dt_trunk(dropout=config["dropout"], positions=3 * config["context"] if atari else 0)
     else:
         trunk = load_language_model(config["lm"], config["dropout"])
     if config["train"] == "lora":
-        add_lora(trunk, config["lora_rank"], config["lora_alpha"], config["dropout"])
-        train_only_lora(trunk)
-    return DecisionTransformer(trunk, config["state_dim"], config["action_dim"], config["horizon"],
-                               config["embeddings"])
+        peft = config["lora"] == "peft"
+        add_lora(trunk, config["lora_rank"], config["lora_alpha"], config["dropout"], shared_A=peft)
+        train_only_lora(trunk, biases=not peft)
+    return DecisionTransformer(trunk, config["state_dim"], config["action_dim"], config["max_timestep"],
+                               config["embeddings"], atari, config["squash_logits"])

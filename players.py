@@ -1,12 +1,15 @@
-"""Who plays the mini data: the behaviour policies that ship in assets/players/.
+"""Who plays the data that the kit makes: trained agents in assets/players/, and scripts.
 
-D4RL's "medium" data come from a SAC agent stopped when it reaches about a third of the expert's
-return, sampled stochastically (Fu et al. 2020, section 5). The mini profile's come from the same
-kind of agent, trained here on the same environment and stopped by the same rule.
+MuJoCo      D4RL's "medium" data come from a SAC agent stopped when it reaches about a third of the
+            expert's return, sampled stochastically (Fu et al. 2020, section 5). The mini profile's come
+            from the same kind of agent, trained here on the same environment, stopped by the same rule.
+Reacher2d   also SAC, stopped at the mean return of the authors' dataset, 36 of 100.
+Kitchen     a script that moves the arm along way-points. Atari: scripts that read the emulator's memory.
 
     .venv/bin/pip install -r requirements-players.txt    # stable-baselines3, needed only to train
     .venv/bin/python players.py hopper-medium            # half an hour on one core
-    .venv/bin/python players.py hopper-medium --measure  # the shipped player's returns
+    .venv/bin/python players.py reacher2d-medium --fraction 0.36 --every 2500
+    .venv/bin/python players.py hopper-medium --measure  # a player's returns, trained or scripted
 
 reads   nothing but the environment
 writes  build/players/PLAYER/STEP.npz   the actor every `--every` steps (git ignores it)
@@ -14,11 +17,12 @@ writes  build/players/PLAYER/STEP.npz   the actor every `--every` steps (git ign
         assets/players/PLAYER.npz       the first actor that reached the goal, with its provenance
         assets/players/PLAYER.csv       the learning curve up to that actor
 
-`prepare_data.py` imports `load` and `act`, which need numpy alone.
+`prepare_data.py` imports `play_episode`, which needs no more than numpy and the environments.
 """
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -56,33 +60,82 @@ def act(actor, observation, rng=None):
     return np.tanh(mean)
 
 
-def play(env, actor, seed, sampled=True):
-    """One episode. Returns (sum of rewards, number of steps)."""
-    rng = np.random.default_rng(seed) if sampled else None
+def sac_player(env, rng, actor, sampled=True):
+    """act(observation) -> (action, label): the trained agent, exploring or at its mean."""
+    def choose(observation):
+        action = act(actor, observation, rng if sampled else None)
+        return action, action
+    return choose
+
+
+def make_player(config, env, rng):
+    """The player of a configuration: act(observation) -> (what is done, what is recorded), or None to stop."""
+    name = config["player"]
+    if name in tasks.TRAINED:
+        return sac_player(env, rng, load(ASSETS / f"{name}.npz")[0])
+    raise NotImplementedError(name)
+
+
+def play(env, player, seed):
+    """One episode: lists of observations, recorded actions, rewards and terminals, and what came last."""
     observation, _ = env.reset(seed=seed)
-    total, length, over = 0.0, 0, False
-    while not over:
-        observation, reward, terminated, truncated, _ = env.step(act(actor, observation, rng))
-        total, length, over = total + reward, length + 1, terminated or truncated
-    return total, length
+    steps, over = [], False
+    while not over and (choice := player(observation)) is not None:
+        action, label = choice
+        following, reward, terminated, truncated, _ = env.step(action)
+        steps.append((observation, label, reward, terminated))
+        observation, over = following, terminated or truncated
+    return *map(list, zip(*steps, strict=True)), observation
+
+
+def play_episode(config, index):
+    """Episode `index` of a task's full dataset, which its number alone determines.
+
+    Where a task keeps better episodes only (minimum_return), worse ones are played again.
+    Returns arrays: observations (T, S), or single frames (T, 84, 84); actions (T, A) or (T,); rewards
+    (T,); terminals (T,); and the observation that followed.
+    """
+    from envs import make_env
+
+    env = make_env(config | {"env": config.get("player_env", config["env"])})
+    for attempt in itertools.count(1):
+        player = make_player(config, env, np.random.default_rng([index, attempt]))
+        # a seed of its own for each attempt, far from all episodes' first attempts
+        episode = play(env, player, index + 100_000 * (attempt - 1))
+        if sum(episode[2]) >= config.get("minimum_return", -np.inf):
+            break
+    env.close()
+    *columns, last = episode
+    if config["suite"] == "atari":  # of the stack, the newest frame alone
+        columns[0], last = [stack[-1] for stack in columns[0]], last[-1]
+    return *map(np.array, columns), np.array(last)
 
 
 def measure(task, episodes):
-    """Print the shipped player's mean return with sampled actions and with their means."""
+    """Print a player's mean return; of a trained one with sampled actions and with their means."""
     from envs import make_env
-    from prepare_data import d4rl_infos
+    from prepare_data import reference
 
-    row, infos = tasks.TASKS[task], d4rl_infos()
-    low, high = (infos[f"REF_{end}_SCORE"][row["dataset"]] for end in ("MIN", "MAX"))
-    actor, _ = load(ASSETS / f"{row['mini']['player']}.npz")
-    env = make_env(row)
-    for sampled in (True, False):
-        returns = [play(env, actor, 20_000_000 + i, sampled)[0] for i in range(episodes)]
+    config = tasks.configuration(f"mini/{task}-1/dt/seed0")
+    low, high = reference(config)
+    env = make_env(config | {"env": config.get("player_env", config["env"])})
+    for sampled in (True, False) if config["player"] in tasks.TRAINED else (True,):
+        returns, lengths = [], []
+        for i in range(episodes):
+            rng = np.random.default_rng([20_000_000 + i, 1])
+            player = make_player(config, env, rng)
+            if not sampled:
+                player = sac_player(env, rng, load(ASSETS / f"{config['player']}.npz")[0], sampled=False)
+            rewards = play(env, player, 20_000_000 + i)[2]
+            returns.append(sum(rewards))
+            lengths.append(len(rewards))
         mean, std = np.mean(returns), np.std(returns, ddof=1)
-        normalized = 100 * (mean - low) / (high - low)
-        print(f"{task}, actions {'sampled' if sampled else 'at their mean'}: return {mean:.0f} (standard "
-              f"deviation {std:.0f}, {episodes} episodes), normalised {normalized:.1f}")
+        print(f"{task}{'' if sampled else ', actions at their mean'}: return {mean:.4g} (standard deviation "
+              f"{std:.3g}, {min(returns):.4g} to {max(returns):.4g}, {episodes} episodes of "
+              f"{np.mean(lengths):.0f} steps), normalised {100 * (mean - low) / (high - low):.1f}")
 
+
+# --- training a player -------------------------------------------------------------------------
 
 def actor_arrays(policy):
     """A stable-baselines3 SAC policy as plain arrays, named as D4RL names its own (fc0, fc1, ...)."""
@@ -95,7 +148,7 @@ def actor_arrays(policy):
 def train(task, steps, every, episodes, fraction, seed):
     """Train SAC and keep the first actor whose stochastic return reaches `fraction` of the expert's.
 
-    The expert is D4RL's reference maximum. "Reaches" is judged on `episodes` episodes that no
+    The expert is the reference of the normalised score; episodes the dataset would not keep do not count. "Reaches" is judged on `episodes` episodes that no
     training step saw, so one lucky episode does not stop the run.
     """
     import torch
@@ -103,12 +156,13 @@ def train(task, steps, every, episodes, fraction, seed):
     from stable_baselines3.common.callbacks import BaseCallback
 
     from envs import make_env
-    from prepare_data import d4rl_infos
+    from prepare_data import reference
 
     torch.set_num_threads(1)
-    row = tasks.TASKS[task]
-    player = row["mini"]["player"]
-    goal = fraction * d4rl_infos()["REF_MAX_SCORE"][row["dataset"]]
+    row = tasks.configuration(f"mini/{task}-1/dt/seed0")
+    player = row["player"]
+    goal = fraction * reference(row)[1]
+    minimum = row.get("minimum_return", -np.inf)
     folder = Path("build/players") / player
     folder.mkdir(parents=True, exist_ok=True)
     probe = make_env(row)
@@ -121,11 +175,14 @@ def train(task, steps, every, episodes, fraction, seed):
             if self.num_timesteps % every:
                 return True
             arrays = actor_arrays(self.model.policy)
-            returns, lengths = zip(*(play(probe, arrays, 10_000_000 + i) for i in range(episodes)),
-                                   strict=True)
+            played = []
+            for i in range(10_000_000, 10_000_000 + episodes):
+                played.append(play(probe, sac_player(probe, np.random.default_rng(i), arrays), i)[2])
+            kept = [rewards for rewards in played if sum(rewards) >= minimum] or [[0.0], [0.0]]
+            returns, lengths = [sum(rewards) for rewards in kept], [len(rewards) for rewards in kept]
             rows.append({"step": self.num_timesteps, "return_mean": round(float(np.mean(returns)), 1),
                          "return_std": round(float(np.std(returns, ddof=1)), 1),
-                         "length_mean": round(float(np.mean(lengths)), 1), "episodes": episodes})
+                         "length_mean": round(float(np.mean(lengths)), 1), "episodes": len(kept)})
             print(player, rows[-1], flush=True)
             provenance = {"algorithm": "SAC (stable-baselines3)", "env": row["env"],
                           "seed": seed, "goal": goal, "hidden": [256, 256]} | rows[-1]

@@ -62,7 +62,7 @@ def load_results(cell):
             for name in ("seed", "step", "episode", "length", "data_episodes"):
                 row[name] = int(row[name])
             for name in ("target_return", "return", "normalized_score", "data_score"):
-                row[name] = float(row[name])
+                row[name] = float(row[name] or "nan") if name == "data_score" else float(row[name])
     except ValueError as error:
         sys.exit(f"plot: {path} holds something that is no number ({error}); make it again")
     if not rows or {row["profile"] for row in rows} != {cell.split("/")[0]}:
@@ -134,7 +134,8 @@ def print_table(cell, rows, table, window):
         seeds = " ".join(map(str, line["seeds"]))
         print(f"{line['method']:11} {line['lm']:21} {seeds:>5} {score:>22} {over:>11} "
               f"{line['best']:>5.1f} at {line['best_target']:>4g} | {paper.get(line['method'], '-'):>10}")
-    print(f"{'data mean':11} {'':21} {'':>5} {first['data_score']:>22.1f} {'':>11} {'':>13} |")
+    if np.isfinite(first["data_score"]):
+        print(f"{'data mean':11} {'':21} {'':>5} {first['data_score']:>22.1f} {'':>11} {'':>13} |")
     if profile == "mini":
         print("* the paper's own score for this cell: D4RL data, GPT-2, 100K steps, 3 seeds. Mini numbers\n"
               "  come from other data, a small LM and a short training; they are not comparable with it.")
@@ -177,11 +178,13 @@ def draw(cell, rows, table, window, path):
             points.plot(x, np.mean(scores), "_", color="black", ms=14, mew=2)
     data_score = rows[0]["data_score"]
     for axis in (curves, points):
-        axis.axhline(data_score, color="grey", ls="--", lw=1)
+        if np.isfinite(data_score):
+            axis.axhline(data_score, color="grey", ls="--", lw=1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    curves.annotate("mean of the data", (0.01, data_score), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", xytext=(0, 3), fontsize=8, color="grey")
+    if np.isfinite(data_score):
+        curves.annotate("mean of the data", (0.01, data_score), xycoords=("axes fraction", "data"),
+                        textcoords="offset points", xytext=(0, 3), fontsize=8, color="grey")
     targets = list(table[0]["scores"])
     points.set_xticks([place * (len(table) + 1) + (len(table) - 1) / 2 for place in range(len(targets))],
                       [f"target {target:g}" for target in targets])

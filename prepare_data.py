@@ -3,6 +3,7 @@
     python prepare_data.py mini/hopper-medium-0.01                  # rolls out the shipped player
     python prepare_data.py paper/hopper-medium-0.01                 # downloads D4RL's file
     python prepare_data.py paper/hopper-medium-0.01 --data FILE     # or a folder, or a URL
+    python prepare_data.py paper/pong-medium-0.1                    # downloads DQN replay's files
     python prepare_data.py mini/text --lm mini                      # tokens for the language loss
     python prepare_data.py paper/text --lm gpt2 --text wiki.train.raw
 
@@ -11,8 +12,12 @@ writes data/PROFILE/CELL.npz, E whole episodes of N steps in all, as flat arrays
     terminals (N,) bool           the episode ended here by itself, not by the time limit
     offsets (E + 1,) int64        episode e is rows offsets[e]:offsets[e + 1]
     last_observations (E, S)      what followed each episode's last action
+    dataset_rewards (N,) float32  kitchen only: sub-tasks that are done now, as D4RL records rewards,
+                                  where `rewards` is 1 the first time one is done, as the environment pays
     provenance                    JSON: source and its SHA-256, subset seed, chosen episodes, returns
-and data/PROFILE/text-LM.npz: tokens (T,) and provenance. Nothing is pickled, nothing half-written.
+Atari: observations (N, 84, 84) uint8, each frame once, on disk as observations_zlib, one compressed
+string an episode, and observations_sizes; actions (N,) int64; rewards by their sign, as DQN replay's are.
+Text: data/PROFILE/text-LM.npz with tokens (T,) and provenance. Nothing is pickled, nothing half-written.
 
 The subset of a ratio is a prefix of one seeded permutation of the full dataset's episodes, so
 1 % is part of 10 %; the authors' subsets were drawn without a seed and exist only on their drive
@@ -30,6 +35,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +46,7 @@ import tasks
 OPTIONS = argparse.ArgumentParser(description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 OPTIONS.add_argument("name", help="PROFILE/CELL, or PROFILE/text")
-OPTIONS.add_argument("--data", default="", help="a D4RL file, a folder that holds it, or a URL")
+OPTIONS.add_argument("--data", default="", help="the dataset's file, a folder that holds it, or a URL")
 OPTIONS.add_argument("--text", default="", help="a text file, a folder of them, a zip, or a URL")
 OPTIONS.add_argument("--lm", default="", help="whose tokenizer encodes the text")
 OPTIONS.add_argument("--subset_seed", type=int, default=0, help="which episodes a ratio keeps")
@@ -92,7 +98,12 @@ def load_arrays(path, wanted):
     """Arrays and provenance of a file this stage wrote. One line and exit if it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in wanted}
+            arrays = {name: file[name] for name in file.files if name != "provenance"}
+            if missing := set(wanted) - set(arrays):
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
+            if "observations_zlib" in arrays:
+                arrays["observations"] = unpack_frames(arrays.pop("observations_zlib"),
+                                                       arrays.pop("observations_sizes"), arrays["offsets"])
             return arrays, json.loads(str(file["provenance"]))
     except FileNotFoundError:
         fail(f"{path} is not there; make it with: python prepare_data.py "
@@ -103,15 +114,30 @@ def load_arrays(path, wanted):
 
 def load_dataset(path):
     """(arrays, provenance) of data/PROFILE/CELL.npz; the arrays stand in this file's docstring."""
-    names = ("observations", "actions", "rewards", "terminals", "offsets", "last_observations")
+    names = ("actions", "rewards", "terminals", "offsets", "last_observations")
     data, provenance = load_arrays(path, names)
     steps, episodes = len(data["rewards"]), len(data["offsets"]) - 1
     lengths = np.diff(data["offsets"])
     sound = (episodes > 0 and lengths.min() > 0 and data["offsets"][0] == 0
              and data["offsets"][-1] == steps == len(data["observations"]) == len(data["actions"]))
-    if not sound or not all(np.isfinite(data[name]).all() for name in names):
+    if not sound or not all(np.isfinite(array).all() for array in data.values() if array.dtype.kind == "f"):
         fail(f"{path} is inconsistent; delete it and make it again")
     return data, provenance
+
+
+def pack_frames(frames):
+    """Frames (T, 84, 84) uint8 of an episode -> bytes, 20 to 60 times smaller."""
+    return zlib.compress(np.ascontiguousarray(frames), 1)
+
+
+def unpack_frames(packed, sizes, offsets):
+    """All frames (N, 84, 84) of a file, unpacked an episode at a time."""
+    frames, place = np.empty((offsets[-1], 84, 84), np.uint8), 0
+    for first, last, size in zip(offsets[:-1], offsets[1:], sizes, strict=True):
+        episode = zlib.decompress(packed[place:place + size])
+        frames[first:last] = np.frombuffer(episode, np.uint8).reshape(-1, 84, 84)
+        place += size
+    return frames
 
 
 # --- downloads ---------------------------------------------------------------------------------
@@ -184,23 +210,31 @@ def d4rl_infos():
     return runpy.run_path(str(Path(spec.submodule_search_locations[0]) / "infos.py"))
 
 
+def given_file(data, names, timeout):
+    """The path of one of the named files, from DATA=: the file itself, its folder, or a URL."""
+    if data.startswith(("http://", "https://")):
+        last = data.rsplit("/", 1)[1]
+        given = data if "." in last else f"{data.rstrip('/')}/{names[0]}"
+        # a file from elsewhere must not pass for the original in the next run
+        folder = DOWNLOADS / hashlib.sha256(given.encode()).hexdigest()[:8]
+        return download([given], folder / given.rsplit("/", 1)[1], "", timeout, "check DATA=")
+    places = [Path(data), *(Path(data) / name for name in names)]
+    for path in places:
+        if path.is_file():
+            return path
+    fail(f"found no file at {', '.join(map(str, places))}; DATA= takes {names[0]}, "
+         "the folder that holds it, or a URL")
+
+
 def d4rl_file(config, data, timeout):
     """The path of the task's HDF5 file: the given one, or D4RL's, downloaded once."""
-    url = d4rl_infos()["DATASET_URLS"][config["dataset"]]
+    url = d4rl_infos()["DATASET_URLS"].get(config["dataset"], f"/{config['dataset']}.hdf5")
     name = url.rsplit("/", 1)[1]
-    if data.startswith(("http://", "https://")):
-        given = data if data.endswith(".hdf5") else f"{data.rstrip('/')}/{name}"
-        # a file from elsewhere must not pass for D4RL's in the next run
-        folder = DOWNLOADS / hashlib.sha256(given.encode()).hexdigest()[:8]
-        return download([given], folder / name, "", timeout, "check DATA=")
     if data:
-        places = [Path(data), Path(data) / name, Path(data) / f"{config['dataset']}.hdf5"]
-        for path in places:
-            if path.is_file():
-                return path
-        fail(f"found no file at {', '.join(map(str, places))}; DATA= takes D4RL's {name}, "
-             "the folder that holds it, or a URL")
-    return download([url, D4RL_MIRROR + name], DOWNLOADS / name, config["sha256"], timeout,
+        # Minari's copies of the kitchen's data lie in FOLDER/data/main_data.hdf5
+        return given_file(data, (name, f"{config['dataset']}.hdf5", "data/main_data.hdf5", "main_data.hdf5"),
+                          timeout)
+    return download([url, D4RL_MIRROR + name], DOWNLOADS / name, config.get("sha256", ""), timeout,
                     f"get {name} by other means and pass DATA=/path/to/{name}")
 
 
@@ -217,6 +251,8 @@ def read_d4rl(path, config):
     try:
         with h5py.File(path, "r") as file:
             present = set(file.keys())
+            if "episode_0" in present and config["suite"] == "kitchen":
+                return read_minari(path, file)
             missing = {"observations", "actions", "rewards", "terminals"} - present
             if missing:
                 fail(f"{path} has no {', '.join(sorted(missing))}; it is no D4RL dataset")
@@ -224,8 +260,8 @@ def read_d4rl(path, config):
             raw = {name: file[name][()] for name in
                    {"observations", "actions", "rewards", "terminals"} | optional}
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        fail(f"{path} is not a readable HDF5 file ({error}); it may be a broken download: "
-             "delete it and try again")
+        fail(f"{path} is not a readable HDF5 file ({error}); it may be a broken download, or a pickle, which "
+             "we never load: get it again, or convert it to D4RL's layout")
     rows = len(raw["observations"])
     for name in ("rewards", "terminals", "timeouts"):
         if name in raw:
@@ -249,44 +285,164 @@ def read_d4rl(path, config):
         fail(f"{path} holds no finished episode (no terminal, no timeout in {rows:,} rows)")
     # Without next_observations the true successor of a last step is not in the file.
     last = raw.get("next_observations", raw["observations"])[ends - 1]
-    return {"observations": raw["observations"][:ends[-1]].astype(np.float32),
+    data = {"observations": raw["observations"][:ends[-1]].astype(np.float32),
             "actions": raw["actions"][:ends[-1]].astype(np.float32),
             "rewards": raw["rewards"][:ends[-1]].astype(np.float32),
             "terminals": (terminals & ~timeouts)[:ends[-1]],
             "offsets": np.concatenate([[0], ends]).astype(np.int64),
             "last_observations": last.astype(np.float32)}
+    if config["suite"] == "kitchen":
+        data |= {"dataset_rewards": data["rewards"], "rewards": kitchen_rewards(data)}
+    return data
+
+
+def read_minari(path, file):
+    """Minari's D4RL/kitchen sets: the demonstrations simulated anew in FrankaKitchen-v1, so other
+    episodes, lengths and observations than D4RL's. A group an episode, one observation more than actions."""
+    from envs import kitchen_observation
+
+    columns = {name: [] for name in ("observations", "actions", "rewards", "terminals", "last_observations")}
+    for number in sorted(int(name.removeprefix("episode_")) for name in file):
+        group = file[f"episode_{number}"]
+        seen, actions = group["observations/observation"][()], group["actions"][()]
+        rewards, terminals = group["rewards"][()].reshape(-1), group["terminations"][()].reshape(-1)
+        T = len(actions)
+        if (seen.shape, actions.shape, len(rewards), len(terminals)) != ((T + 1, 59), (T, 9), T, T):
+            fail(f"{path}: episode_{number} has {T} actions of shape {actions.shape[1:]} beside observations "
+                 f"of shape {seen.shape} and {len(rewards)} rewards; it is damaged or another environment's")
+        if not all(np.isfinite(array).all() for array in (seen, actions, rewards)):
+            fail(f"{path}: episode_{number} holds numbers that are not finite; get the file again")
+        seen = kitchen_observation(seen).astype(np.float32)
+        for name, column in zip(columns, (seen[:-1], actions, rewards, terminals, seen[-1:]), strict=True):
+            columns[name].append(column)
+    offsets = np.concatenate([[0], np.cumsum([len(column) for column in columns["rewards"]])])
+    data = {name: np.concatenate(column).astype(bool if name == "terminals" else np.float32)
+            for name, column in columns.items()} | {"offsets": offsets.astype(np.int64)}
+    return data | {"dataset_rewards": data["rewards"], "rewards": kitchen_rewards(data)}
+
+
+def kitchen_rewards(data):
+    """(N,) 1 for each sub-task at the first step whose next observation shows it done, as the
+    environment pays. D4RL's files count the sub-tasks that are done, at every step."""
+    from envs import kitchen_done
+
+    starts, ends = data["offsets"][:-1], data["offsets"][1:]
+    following = np.roll(data["observations"], -1, axis=0)
+    following[ends - 1] = data["last_observations"]
+    rewards = np.zeros(len(following), np.float32)
+    for first, last in zip(starts, ends, strict=True):
+        ever = np.maximum.accumulate(kitchen_done(following[first:last]), axis=0)      # (T, 4)
+        rewards[first:last] = np.diff(ever.sum(1), prepend=0)
+    return rewards
 
 
 def take_episodes(data, chosen):
     """The rows of the chosen episodes, in that order."""
     starts, ends = data["offsets"][:-1][chosen], data["offsets"][1:][chosen]
     rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
-    return {name: data[name][rows] for name in ("observations", "actions", "rewards", "terminals")} | {
+    return {name: array[rows] for name, array in data.items() if len(array) == data["offsets"][-1]} | {
         "offsets": np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64),
         "last_observations": data["last_observations"][chosen]}
 
 
-# --- the mini profile: roll-outs of the shipped player -----------------------------------------
+# --- the paper profile: DQN replay -------------------------------------------------------------
+
+REPLAY_URL = "https://storage.googleapis.com/atari-replay-datasets/dqn/"
+REPLAY_PARTS = ("observation", "action", "reward", "terminal")
+
+
+def replay_files(config, data, timeout):
+    """{part: path} of the first run's tenth checkpoint, which d4rl-atari calls "medium"."""
+    folder = f"{config['dataset']}/1/replay_logs"
+    names = {part: f"$store$_{part}_ckpt.10.gz" for part in REPLAY_PARTS}
+    if data and not data.startswith(("http://", "https://")):
+        for place in (Path(data), Path(data) / folder):
+            if (place / names["observation"]).is_file():
+                break
+        else:
+            fail(f"found no {names['observation']} in {data} or {data}/{folder}; "
+                 "DATA= takes the folder of DQN replay's files, or a URL")
+        absent = [name for name in names.values() if not (place / name).is_file()]
+        if absent:
+            fail(f"{place} has no {', '.join(absent)}; all four files of DQN replay are needed")
+        return {part: place / name for part, name in names.items()}
+    root = f"{(data or REPLAY_URL).rstrip('/')}/{folder}/"
+    kept = DOWNLOADS / hashlib.sha256(root.encode()).hexdigest()[:8] / folder
+    return {part: download([root + urllib.parse.quote(name)], kept / name, "", timeout,
+                           "Google closed that bucket in 2026; copies exist: pass DATA=/folder/with/the/files")
+            for part, name in names.items()}
+
+
+def open_replay(path):
+    """(stream behind the header, shape, dtype) of a gzipped .npy file."""
+    import gzip
+
+    stream = gzip.open(path)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("another version of .npy")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return stream, shape, dtype
+
+
+def read_replay(files, config, ratio, subset_seed):
+    """The chosen finished episodes, their indices and the number of all. Frames are read one episode
+    at a time and stay compressed, so 7 GB are never in memory."""
+    columns, path = {}, None
+    try:
+        for part in REPLAY_PARTS[1:]:
+            path = files[part]
+            stream, shape, dtype = open_replay(path)
+            with stream:
+                columns[part] = np.frombuffer(stream.read(int(np.prod(shape)) * dtype.itemsize), dtype)
+            if len(columns[part]) != shape[0]:
+                raise EOFError("it ends early")
+        path = files["observation"]
+        stream, shape, dtype = open_replay(path)
+        lengths = {part: len(column) for part, column in columns.items()}
+        if shape[1:] != (84, 84) or dtype != np.uint8 or set(lengths.values()) != {shape[0]}:
+            fail(f"{path} holds {dtype} of shape {shape} beside {lengths}; it is damaged or no DQN replay")
+        if columns["action"].min() < 0 or columns["action"].max() >= config["action_dim"]:
+            fail(f"{files['action']} has action {columns['action'].max()}, {config['env']} has "
+                 f"{config['action_dim']}; these are another game's files")
+        if not np.isfinite(columns["reward"]).all():
+            fail(f"{files['reward']}: rewards are not finite; get the file again")
+        ends = np.flatnonzero(columns["terminal"]) + 1
+        if len(ends) == 0:
+            fail(f"{files['terminal']} holds no finished episode (no terminal in {shape[0]:,} rows)")
+        offsets = np.concatenate([[0], ends])
+        chosen = choose(len(ends), ratio, subset_seed)
+        frames, last = [], []
+        with stream:
+            for episode in tqdm(range(chosen[-1] + 1), desc="reading frames", unit="episode", disable=None):
+                raw = stream.read((ends[episode] - offsets[episode]) * 84 * 84)
+                if len(raw) != (ends[episode] - offsets[episode]) * 84 * 84:
+                    raise EOFError("it ends early")
+                if episode in chosen:
+                    frames.append(zlib.compress(raw, 1))
+                    last.append(np.frombuffer(raw[-84 * 84:], np.uint8).reshape(84, 84))
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
+        fail(f"{path} is not a readable .npy.gz ({error}); it may be a broken download: get it again")
+    data = take_episodes({"actions": columns["action"].astype(np.int64),
+                          "rewards": columns["reward"].astype(np.float32),
+                          "terminals": columns["terminal"].astype(bool), "offsets": offsets,
+                          # what followed the last action is not recorded
+                          "last_observations": np.zeros((len(ends), 0))}, chosen)
+    return data | {"observations": frames, "last_observations": np.array(last)}, chosen, len(ends)
+
+
+# --- roll-outs of our own players: all of the mini profile, and Reacher2d ----------------------
 
 def roll_out(job):
-    """Episode number `index` of the full mini dataset; its index alone seeds it."""
+    """Episode number `index` of a full dataset; its index alone seeds it."""
     import players
-    from envs import make_env
 
     config, index = job
-    actor, _ = players.load(players.ASSETS / f"{config['player']}.npz")
-    env = make_env(config)
-    rng = np.random.default_rng([index, 1])
-    observation, _ = env.reset(seed=index)
-    steps = []
-    over = False
-    while not over:
-        action = players.act(actor, observation, rng)
-        following, reward, terminated, truncated, _ = env.step(action)
-        steps.append((observation, action, reward, terminated))
-        observation, over = following, terminated or truncated
-    columns = [np.array(column) for column in zip(*steps, strict=True)]
-    return columns, observation
+    observations, *columns, last = players.play_episode(config, index)
+    if config["suite"] == "atari":
+        observations = pack_frames(observations)
+    return observations, *columns, last
 
 
 def play_episodes(config, chosen, workers):
@@ -297,14 +453,19 @@ def play_episodes(config, chosen, workers):
     with multiprocessing.Pool(max(1, min(workers, len(jobs)))) as pool:
         played = list(tqdm(pool.imap(roll_out, jobs), total=len(jobs), unit="episode", disable=None,
                            desc=f"playing {config['player']}"))
-    columns, last = zip(*played, strict=True)
-    observations, actions, rewards, terminals = (
-        np.concatenate(column) for column in zip(*columns, strict=True))
-    lengths = [len(column[2]) for column in columns]
-    return {"observations": observations.astype(np.float32), "actions": actions.astype(np.float32),
-            "rewards": rewards.astype(np.float32), "terminals": terminals.astype(bool),
-            "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            "last_observations": np.array(last, np.float32)}
+    observations, actions, rewards, terminals, last = zip(*played, strict=True)
+    atari = config["suite"] == "atari"
+    data = {"observations": list(observations) if atari else np.concatenate(observations).astype(np.float32),
+            "actions": np.concatenate(actions).astype(np.int64 if atari else np.float32),
+            "rewards": np.concatenate(rewards).astype(np.float32),
+            "terminals": np.concatenate(terminals).astype(bool),
+            "offsets": np.concatenate([[0], np.cumsum([len(r) for r in rewards])]).astype(np.int64),
+            "last_observations": np.array(last, np.uint8 if atari else np.float32)}
+    if config["suite"] == "kitchen":
+        from envs import kitchen_done
+
+        data["dataset_rewards"] = kitchen_done(data["observations"]).sum(1).astype(np.float32)
+    return data
 
 
 # --- the stage ---------------------------------------------------------------------------------
@@ -322,46 +483,89 @@ def episode_returns(data):
 def prepare(args):
     profile, task, ratio = tasks.parse_cell(args.name)
     config = tasks.configuration(f"{args.name}/dt/seed0")
-    infos = d4rl_infos()
-    if profile == "mini":
-        import players
-
+    returns = None
+    if profile == "mini" or config["suite"] == "reacher2d" and not args.data:
         if args.data:
             fail("DATA= belongs to the paper profile; the mini profile plays its own data")
-        source = players.ASSETS / f"{config['player']}.npz"
-        name, digest = f"mini-{config['player']}-sac", sha256(source)
         total = config["trajectories"]
         chosen = choose(total, ratio, args.subset_seed)
         data = play_episodes(config, chosen, args.workers)
+        name, source, digest = player_id(config, profile, data)
+        returns = episode_returns(data)  # before the rewards are clipped
+        if config["clip_rewards"]:
+            data["rewards"] = np.sign(data["rewards"])
+    elif config["suite"] == "atari":
+        files = replay_files(config, args.data, args.timeout)
+        digest = hashlib.sha256("".join(map(sha256, files.values())).encode()).hexdigest()
+        name, source = f"dqn-replay-{config['dataset']}-1-10", files["observation"].name
+        data, chosen, total = read_replay(files, config, ratio, args.subset_seed)
     else:
-        source = d4rl_file(config, args.data, args.timeout)
-        digest = sha256(source)
-        genuine = digest.startswith(config["sha256"])
-        name = config["dataset"] if genuine else Path(source).name
-        if not genuine:
-            print(f"prepare_data: {source} is not D4RL's {config['dataset']} (its SHA-256 differs); "
-                  "every row will name it by its digest")
-        full = read_d4rl(source, config)
+        path = d4rl_file(config, args.data, args.timeout)
+        digest = sha256(path)
+        full = read_d4rl(path, config)
         total = len(full["offsets"]) - 1
         chosen = choose(total, ratio, args.subset_seed)
         data = take_episodes(full, chosen)
-    returns = episode_returns(data)
-    low, high = (infos[f"REF_{end}_SCORE"][config["dataset"]] for end in ("MIN", "MAX"))
+        name, source = file_id(path, config, digest, bool(args.data)), path.name
+        returns = episode_returns(data)
+    low, high = reference(config)
     provenance = {
         "profile": profile, "cell": args.name.split("/")[1], "task": task, "ratio": ratio,
-        "data": f"{name}@{digest[:8]}", "source": Path(source).name, "source_sha256": digest,
+        "data": f"{name}@{digest[:8]}", "source": source, "source_sha256": digest,
         "env": config["env"], "subset_seed": args.subset_seed, "total_episodes": total,
         "episodes": chosen.tolist(), "steps": len(data["rewards"]),
-        "return_mean": float(returns.mean()), "return_min": float(returns.min()),
-        "return_max": float(returns.max()),
-        "return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
-        "reference_min": low, "reference_max": high,     # D4RL's, for the normalised score
-    }
+        "reference_min": low, "reference_max": high,     # for the normalised score
+        # of the environment's own rewards, which DQN replay does not record
+        "return_mean": None, "return_std": None, "return_min": None, "return_max": None}
     path = Path("data") / f"{args.name}.npz"
+    line = (f"{path}: {len(chosen):,} of {total:,} episodes, {provenance['steps']:,} steps, "
+            f"from {provenance['data']}")
+    if returns is not None:
+        provenance |= {"return_mean": float(returns.mean()), "return_min": float(returns.min()),
+                       "return_max": float(returns.max()),
+                       "return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0}
+        line += (f"; return {returns.mean():.4g} +- {provenance['return_std']:.4g}, "
+                 f"normalised {100 * (returns.mean() - low) / (high - low):.1f}")
+    if config["suite"] == "atari":
+        packed = data.pop("observations")
+        data |= {"observations_zlib": np.frombuffer(b"".join(packed), np.uint8),
+                 "observations_sizes": np.array([len(frames) for frames in packed])}
     write_whole(path, lambda part: np.savez(part, provenance=np.array(json.dumps(provenance)), **data))
-    normalized = 100 * (provenance["return_mean"] - low) / (high - low)
-    print(f"{path}: {len(chosen):,} of {total:,} episodes, {provenance['steps']:,} steps, mean return "
-          f"{provenance['return_mean']:.0f} (normalised {normalized:.1f}), from {provenance['data']}")
+    print(line)
+
+
+def reference(config):
+    """Returns of a random and of an expert player: d4rl's, or the row's own."""
+    if "reference" in config:
+        return config["reference"]
+    infos = d4rl_infos()
+    return tuple(infos[f"REF_{end}_SCORE"][config["dataset"]] for end in ("MIN", "MAX"))
+
+
+def player_id(config, profile, data):
+    """(name, source, SHA-256) of played data: of the player's file, or, for a script, of the data."""
+    owner = "mini" if profile == "mini" else "kit"
+    if config["player"] in tasks.TRAINED:
+        path = Path(__file__).parent / "assets" / "players" / f"{config['player']}.npz"
+        return f"{owner}-{config['player']}-sac", path.name, sha256(path)
+    digest = hashlib.sha256()
+    for name in ("actions", "rewards", "offsets"):
+        digest.update(data[name].tobytes())
+    for chunk in data["observations"]:
+        digest.update(chunk)
+    return f"{owner}-{config['player']}-script", "players.py", digest.hexdigest()
+
+
+def file_id(path, config, digest, given):
+    """What rows call a file: D4RL's name only if it is D4RL's file."""
+    if path.name == "main_data.hdf5":
+        folder = path.resolve().parent
+        return f"minari-{(folder.parent if folder.name == 'data' else folder).name}"
+    genuine = digest.startswith(config["sha256"]) if "sha256" in config else not given
+    if not genuine:
+        print(f"prepare_data: {path} is not known to be D4RL's {config['dataset']}; "
+              "every row will name it by its digest")
+    return config["dataset"] if genuine else path.name
 
 
 # --- text for the language loss ----------------------------------------------------------------

@@ -6,7 +6,7 @@ A cell is ENV-DATASET-RATIO (`hopper-medium-0.01`), a run is PROFILE/CELL/METHOD
     python3 tasks.py                                            # every cell, as `make list` prints it
     python3 tasks.py paper/hopper-medium-0.01/lamo/seed0        # one run's configuration, as JSON
 
-    configuration = DEFAULTS | TASKS[task] | METHODS[method] | the profile's part of each
+    configuration = DEFAULTS | TASKS[task] | METHODS[method], each with its part for the profile
 
 To add a task, add a row to TASKS. Published scores stand in paper/scores.csv.
 Sources: LaMo, arXiv 2310.20587 (camera-ready), and its released code, srzer/LaMo-2023@3e4fcc8.
@@ -23,16 +23,21 @@ DEFAULTS = {
     "trunk": "pretrained",     # "pretrained": the LM above; "dt": a small random transformer
     "train": "lora",           # what trains in the trunk: "lora" or "all"
     "embeddings": "mlp",       # "mlp": residual blocks and an MLP head; "linear": linear and tanh
+    "lora": "loralib",         # "loralib": q, k and v each have an A, biases train; "peft": one A, no biases
     "lora_rank": 16,
     "lora_alpha": 32,
     "dropout": 0.1,
+    "squash_logits": False,    # a tanh on the logits of discrete actions
     # data
     "context": 20,             # K, environment steps the model sees
     "batch_size": 64,
+    "returns": "inclusive",    # a return-to-go has its own step's reward in it; "exclusive": only later ones
+    "kitchen_reward": "sparse",  # 1 the first time a sub-task is done; "dataset": how many are done, each step
     # optimisation
     "steps": 100_000,
     "warmup": 2_500,           # steps of linear warm-up
     "lr": 1e-4,
+    "schedule": "constant",    # after the warm-up; or "cosine" to a tenth, or "tokens", see train.py
     "weight_decay": 1e-5,
     "adam_eps": 1e-6,
     "grad_clip": 0.25,
@@ -43,9 +48,16 @@ DEFAULTS = {
     "lm_positions": True,      # give the text its position embeddings (the released code does not)
     # checkpoints and evaluation
     "eval_every": 2_500,       # steps between checkpoints, each of which is evaluated
+    "clip_rewards": False,     # the return still to come counts rewards by their sign
     "score_window": 8,         # the score averages so many last evaluations: the last 20K steps
     "episodes": 20,            # a target return
     "log_every": 100,          # steps a row of train.csv averages over
+}
+
+CHOICES = {
+    "trunk": ("pretrained", "dt"), "train": ("lora", "all"), "embeddings": ("mlp", "linear"),
+    "lora": ("loralib", "peft"), "returns": ("inclusive", "exclusive"),
+    "kitchen_reward": ("sparse", "dataset"), "schedule": ("constant", "cosine", "tokens"),
 }
 
 # What the mini profile changes, whatever the task: few steps at a large learning rate, and no dropout,
@@ -62,20 +74,141 @@ MINI = {
     "log_every": 25,
 }
 
-# ratios: the cells of the paper's tables. Data, target returns and horizon in environment units.
+# What the three MuJoCo tasks share. ratios: the cells of the paper's tables.
+MUJOCO = {
+    "suite": "mujoco",
+    "ratios": ("0.005", "0.01", "0.1", "1"),
+    "horizon": 1000,                          # steps an episode is cut off after
+    "return_scale": 1000.0,
+}
+
+KITCHEN = {
+    "suite": "kitchen",
+    "env": "FrankaKitchen-v1",
+    "state_dim": 60,
+    "action_dim": 9,
+    "horizon": 280,
+    "max_timestep": 1000,                     # recorded episodes may be longer than those played
+    "return_scale": 1.0,
+    "target_returns": (5.0, 4.0),
+    "lm_weight": 0.1,                         # the only tasks it helps on, appendix p. 17
+    # what the released code does where ours does otherwise, for METHODS["lamo-released"]
+    "released": {"kitchen_reward": "dataset", "lm_positions": False},
+}
+
+# What the authors' Atari code shares: experiment-atari, cfgs/ and model.py.
+ATARI = {
+    "suite": "atari",
+    "ratios": ("0.1", "1"),
+    "state_dim": (4, 84, 84),
+    "horizon": 4096,
+    "return_scale": 1.0,
+    "context": 30,
+    "batch_size": 128,
+    "steps": 100_000,
+    "warmup": 442,                            # where the authors' warm-up ends (SCHEDULES in train.py)
+    "schedule": "cosine",
+    "grad_clip": 1.0,
+    "adam_eps": 1e-8,
+    "clip_rewards": True,                     # as the recorded rewards are; scores are not clipped
+    "lora": "peft",
+    "lora_rank": 32,
+    "lora_alpha": 32,
+    "episodes": 5,
+    "released": {"schedule": "tokens", "squash_logits": True, "returns": "exclusive",
+                 "clip_rewards": False, "dropout": 0.0},
+    "mini": {"batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 200, "score_window": 3},
+}
+
+# Data, target returns (appendix table 6) and horizon in environment units. reference: the returns of a
+# random player and of an expert (Atari: a human), where d4rl's infos.py has none.
 TASKS = {
-    "hopper-medium": {
+    "hopper-medium": MUJOCO | {
         "env": "Hopper-v4",
         "dataset": "hopper-medium-v2",        # in d4rl's infos.py: URL and reference scores
         "sha256": "5bdf1bc4a713c829",         # of D4RL's file, first 16 digits
-        "ratios": ("0.005", "0.01", "0.1", "1"),
         "state_dim": 11,
         "action_dim": 3,
-        "horizon": 1000,
-        "return_scale": 1000.0,
-        "target_returns": (3600.0, 1800.0),   # appendix table 6
+        "target_returns": (3600.0, 1800.0),
         "embeddings": "linear",               # appendix p. 17 and run_hopper.sh
         "mini": {"player": "hopper", "trajectories": 2186},
+    },
+    "halfcheetah-medium": MUJOCO | {
+        "env": "HalfCheetah-v4",
+        "dataset": "halfcheetah-medium-v2",
+        "sha256": "41324e8487a9556d",
+        "state_dim": 17,
+        "action_dim": 6,
+        "target_returns": (12000.0, 8000.0),
+        "mini": {"player": "halfcheetah", "trajectories": 1000},
+    },
+    "walker2d-medium": MUJOCO | {
+        "env": "Walker2d-v4",
+        "dataset": "walker2d-medium-v2",
+        "sha256": "cf00f43add04c17f",
+        "state_dim": 17,
+        "action_dim": 6,
+        "target_returns": (5000.0, 2500.0),
+        "mini": {"player": "walker2d", "trajectories": 1190},
+    },
+    "reacher2d-medium": {
+        # The authors' dataset is not public, so both profiles play: 50 episodes that earn more than 20.
+        "suite": "reacher2d",
+        "env": "Reacher2d",
+        "dataset": "reacher2d-medium",
+        "reference": (0.0, 100.0),
+        "ratios": ("0.1", "0.3", "1"),
+        "state_dim": 12,
+        "action_dim": 2,
+        "horizon": 100,
+        "return_scale": 10.0,
+        "target_returns": (76.0, 40.0),
+        "context": 5,
+        "player": "reacher2d",
+        "trajectories": 50,
+        "minimum_return": 21.0,               # data_generation_PPO/test.py keeps what earns more than 20
+    },
+    "kitchen-complete": KITCHEN | {
+        "dataset": "kitchen-complete-v0",
+        "ratios": ("0.3", "0.5", "1"),
+        "mini": {"player": "kitchen-complete", "trajectories": 19, "minimum_return": 4.0},
+    },
+    "kitchen-partial": KITCHEN | {
+        "dataset": "kitchen-partial-v0",
+        "ratios": ("0.01", "0.1", "1"),
+        "mini": {"player": "kitchen-partial", "trajectories": 601},
+    },
+    "breakout-medium": ATARI | {
+        "env": "BreakoutNoFrameskip-v4",
+        "dataset": "Breakout",                # DQN replay's folder: run 1, checkpoint 10 of 50
+        "reference": (1.70, 31.80),
+        "action_dim": 4,
+        "target_returns": (120.0, 90.0),
+        "lr": 1e-3,
+        "weight_decay": 1e-2,
+        "steps": 50_000,
+        "score_window": 4,                    # the last 10K of 50K steps, appendix p. 18
+        "mini": ATARI["mini"] | {"player": "breakout", "trajectories": 500, "target_returns": (40.0, 20.0)},
+    },
+    "qbert-medium": ATARI | {
+        "env": "QbertNoFrameskip-v4",
+        "dataset": "Qbert",
+        "reference": (163.90, 13455.00),
+        "action_dim": 6,
+        "target_returns": (14000.0,),
+        "lr": 1e-3,
+        "weight_decay": 1e-5,
+        "mini": ATARI["mini"] | {"player": "qbert", "trajectories": 850, "target_returns": (100.0, 50.0)},
+    },
+    "pong-medium": ATARI | {
+        "env": "PongNoFrameskip-v4",
+        "dataset": "Pong",
+        "reference": (-20.70, 9.30),
+        "action_dim": 6,
+        "target_returns": (20.0, 10.0),
+        "lr": 3e-4,
+        "weight_decay": 1e-1,
+        "mini": ATARI["mini"] | {"player": "pong", "trajectories": 115},
     },
 }
 
@@ -83,6 +216,7 @@ TASKS = {
 METHODS = {
     "lamo": {},
     "lamo-lm0.1": {"lm_weight": 0.1},         # co-training, as in run_cotrain.sh
+    "lamo-released": {},                      # with what the tasks' rows call "released"
     "dt": {                                   # Decision Transformer: 3 layers of 128, one head
         "lm": None,
         "trunk": "dt",
@@ -91,9 +225,12 @@ METHODS = {
         "weight_decay": 1e-4,                 # appendix p. 22, figure 11
         "adam_eps": 1e-8,                     # the released code's optimiser when nothing is pre-trained
         "lm_weight": 0.0,
+        "atari": {"lr": 3e-4},                # figure 11
         "mini": {"lr": 3e-4},                 # all its weights train: 1e-3 is unstable
     },
 }
+
+TRAINED = ("hopper", "halfcheetah", "walker2d", "reacher2d")  # players in assets/players; the rest are scripts
 
 LANGUAGE_MODELS = {
     "mini": "assets/lm",                      # pre-trained on English prose, see assets/README.md
@@ -144,16 +281,25 @@ def parse_run(name):
     return profile, task, ratio, parts[2], int(parts[3][4:])
 
 
+def applies(task, method):
+    return not method.endswith("-released") or "released" in TASKS[task]
+
+
 def configuration(run, **overrides):
     """The flat dict of settings that a run's name stands for. Overrides that are None are ignored."""
     profile, task, ratio, method, seed = parse_run(run)
+    if not applies(task, method):
+        fail(f"tasks: {task} has no released part, so {method} would be plain lamo; use that")
     config = dict(DEFAULTS)
     if profile == "mini":
         config |= MINI
-    for row in (dict(TASKS[task]), dict(METHODS[method])):
-        mini = row.pop("mini", {})
-        row.pop("ratios", None)
-        config |= row | (mini if profile == "mini" else {})
+    parts = (TASKS[task]["suite"], "released" if method.endswith("-released") else "", profile)
+    for row in (TASKS[task], METHODS[method]):
+        config |= {name: value for name, value in row.items() if not isinstance(value, dict)}
+        for part in parts:
+            config |= row.get(part, {})
+    del config["ratios"]
+    config.setdefault("max_timestep", config["horizon"])
     config |= {key: value for key, value in overrides.items() if value is not None}
     return {"profile": profile, "cell": run.split("/")[-3], "task": task, "ratio": ratio,
             "method": method, "seed": seed} | config
@@ -170,26 +316,27 @@ def digest(profile, task, method):
 
 def axes():
     """What the Makefile needs to know, as make variables."""
+    players = [(task, configuration(f"mini/{task}-1/dt/seed0")["player"]) for task in TASKS]
     uses_lm = [method for method, row in METHODS.items() if row.get("lm", "gpt2")]
-    runs = [(profile, task, method) for profile in PROFILES for task in TASKS for method in METHODS]
+    runs = [(profile, task, method) for profile in PROFILES for task in TASKS for method in METHODS
+            if applies(task, method)]
     text = ["/".join(run) for run in runs
             if configuration("{}/{}-1/{}/seed0".format(*run))["lm_weight"] > 0]
     return "\n".join([
         f"TASKS := {' '.join(TASKS)}", f"CELLS := {' '.join(cells())}",
         f"ALL_METHODS := {' '.join(METHODS)}", f"LM_METHODS := {' '.join(uses_lm)}",
         f"TEXT_RUNS := {' '.join(text)}",
-        *(f"PLAYER_{task} := assets/players/{row['mini']['player']}.npz"
-          for task, row in TASKS.items() if "player" in row["mini"]),
+        *(f"PLAYER_{task} := assets/players/{player}.npz" for task, player in players if player in TRAINED),
         *(f"LM_FILE_{name} := {folder}/model.safetensors" for name, folder in LANGUAGE_MODELS.items()),
         *(f"DIGEST_{'/'.join(run)} := {digest(*run)}" for run in runs)])
 
 
 def listing():
-    lines = [f"{'cell':24} {'environment':16} {'D4RL dataset':22} targets"]
+    lines = [f"{'cell':24} {'environment':23} {'dataset':22} targets"]
     for task, row in TASKS.items():
         for ratio in row["ratios"]:
             targets = ", ".join(f"{target:g}" for target in row["target_returns"])
-            lines.append(f"{task + '-' + ratio:24} {row['env']:16} {row['dataset']:22} {targets}")
+            lines.append(f"{task + '-' + ratio:24} {row['env']:23} {row['dataset']:22} {targets}")
     return "\n".join([*lines, f"\nmethods:  {' '.join(METHODS)}", f"profiles: {' '.join(PROFILES)}"])
 
 

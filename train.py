@@ -38,7 +38,8 @@ for _name, _value in tasks.DEFAULTS.items():
     if isinstance(_value, bool):
         OPTIONS.add_argument(f"--{_name}", action=argparse.BooleanOptionalAction)
     else:
-        OPTIONS.add_argument(f"--{_name}", type=type(_value), metavar=str(_value))
+        OPTIONS.add_argument(f"--{_name}", type=type(_value), choices=tasks.CHOICES.get(_name),
+                             **({} if _name in tasks.CHOICES else {"metavar": str(_value)}))
 
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds, so --help does not
@@ -62,35 +63,46 @@ def training_arrays(data, config):
 
     returns_to_go[t] is the sum of rewards from t to the episode's end, t included, over
     return_scale: computed once here instead of once a sample (authors: experiment.py:103-233).
+    Frames stay single bytes, each once; sample_batch stacks four of them.
     """
-    mean = data["observations"].mean(0, dtype=np.float64).astype(np.float32)
-    std = (data["observations"].std(0, dtype=np.float64) + 1e-6).astype(np.float32)
     starts, ends = data["offsets"][:-1], data["offsets"][1:]
     lengths = ends - starts
+    rewards = data["dataset_rewards" if config["kitchen_reward"] == "dataset" else "rewards"]
     # sum from t to the end of everything, less the sum of all that follows the episode
-    following = np.append(np.cumsum(data["rewards"][::-1].astype(np.float64))[::-1], 0.0)
+    following = np.append(np.cumsum(rewards[::-1].astype(np.float64))[::-1], 0.0)
     returns_to_go = (following[:-1] - np.repeat(following[ends], lengths)) / config["return_scale"]
+    if config["returns"] == "exclusive":  # buffer.py:26, though its evaluation counts the step's reward
+        returns_to_go -= rewards / config["return_scale"]
+    states, mean, std = data["observations"], np.zeros(0, np.float32), np.zeros(0, np.float32)
+    if config["suite"] != "atari":
+        mean = states.mean(0, dtype=np.float64).astype(np.float32)
+        std = (states.std(0, dtype=np.float64) + 1e-6).astype(np.float32)
+        states = (states - mean) / std
     arrays = {
-        "states": torch.from_numpy((data["observations"] - mean) / std),
+        "states": torch.from_numpy(states),
         "actions": torch.from_numpy(data["actions"]),
         "returns_to_go": torch.from_numpy(returns_to_go.astype(np.float32)[:, None]),
-        "timesteps": torch.from_numpy(np.arange(len(data["rewards"])) - np.repeat(starts, lengths)),
+        "timesteps": torch.from_numpy(np.arange(len(rewards)) - np.repeat(starts, lengths)),
     }
     return arrays, torch.from_numpy(np.repeat(ends, lengths)), mean, std
 
 
 def sample_batch(arrays, episode_ends, rng, batch_size, context):
-    """Windows of `context` steps, left-padded where their episode ends first.
+    """Windows of `context` steps, padded on the right where their episode ends first.
 
     A start drawn uniformly from all rows is an episode drawn by its length and a uniform start in it.
-    Returns {name: (B, K, ...)} and attention_mask (B, K), 0 at padding.
+    Returns {name: (B, K, ...)} and attention_mask (B, K), 0 at padding. The authors pad trajectories
+    without position embeddings on the left, which is the same function, and Atari's on the right.
     """
-    start = torch.from_numpy(rng.integers(0, len(episode_ends), batch_size))       # (B,)
-    length = (episode_ends[start] - start).clamp(max=context)
-    position = torch.arange(context) - (context - length)[:, None]                 # (B, K)
-    mask = position >= 0
-    rows = start[:, None] + position.clamp(min=0)
-    return {name: array[rows] for name, array in arrays.items()}, mask
+    start = torch.from_numpy(rng.integers(0, len(episode_ends), batch_size))[:, None]  # (B, 1)
+    rows = start + torch.arange(context)                                           # (B, K)
+    mask = rows < episode_ends[start]
+    rows = torch.minimum(rows, episode_ends[start] - 1)
+    batch = {name: array[rows] for name, array in arrays.items() if name != "states"}
+    if arrays["states"].ndim == 3:  # (N, 84, 84): the last four frames, an episode's first one repeated
+        back = torch.minimum(batch["timesteps"][..., None], torch.tensor([3, 2, 1, 0]))
+        rows = rows[..., None] - back                                              # (B, K, 4)
+    return batch | {"states": arrays["states"][rows]}, mask
 
 
 def text_batch(tokens, step, config):
@@ -216,6 +228,28 @@ def make_optimizer(model, config):
                              lr=config["lr"], betas=(0.9, 0.999), eps=config["adam_eps"])
 
 
+def learning_rate(config, step, acting):
+    """Linear warm-up, then by `schedule`:
+
+    constant   as in experiment-d4rl
+    cosine     down to a tenth at the last step
+    tokens     what experiment-atari does (core.py:43, 170-171): it adds the running total of tokens to
+               itself at every step, so progress grows with the square of the step, and the cosine, meant
+               for 260e9 tokens, swings up and down ever faster after step 11,600. `acting`, the share
+               of actions other than no-op, is of the whole dataset here, of each batch there.
+    """
+    lr = config["lr"] * min((step + 1) / max(config["warmup"], 1), 1.0)
+    if config["schedule"] == "cosine":
+        progress = max(0, step + 1 - config["warmup"]) / max(1, config["steps"] - config["warmup"])
+        lr *= max(0.1, 0.5 * (1 + math.cos(math.pi * progress)))
+    elif config["schedule"] == "tokens":
+        tokens = acting * config["batch_size"] * config["context"] * (step + 1) * (step + 2) / 2
+        progress = (tokens - 375e6) / (260e9 - 375e6)
+        lr = config["lr"] * (tokens / 375e6 if progress < 0 else
+                             max(0.1, 0.5 * (1 + math.cos(math.pi * progress))))
+    return lr
+
+
 def resume(folder, record, model, optimizer):
     """Load state.safetensors if it belongs to this configuration; returns the steps done."""
     path = folder / "state.safetensors"
@@ -244,13 +278,18 @@ def save_state(folder, step, model, optimizer):
 
 
 def load_data(config):
-    """The cell's dataset, checked against the environment's widths."""
+    """The cell's dataset, checked against the environment's spaces."""
     path = Path("data") / config["profile"] / f"{config['cell']}.npz"
     data, provenance = load_dataset(path)
-    widths = (data["observations"].shape[1], data["actions"].shape[1])
-    if widths != (config["state_dim"], config["action_dim"]):
-        sys.exit(f"train: {path} has {widths[0]} state and {widths[1]} action columns, {config['env']} has "
-                 f"{config['state_dim']} and {config['action_dim']}; delete it and make it again")
+    atari = config["suite"] == "atari"
+    found = data["observations"].shape[1:], data["actions"].shape[1:]
+    wanted = ((84, 84), ()) if atari else ((config["state_dim"],), (config["action_dim"],))
+    if found != wanted or atari and data["actions"].max() >= config["action_dim"]:
+        sys.exit(f"train: {path} has states and actions of shape {found[0]} and {found[1]}, or actions that "
+                 f"{config['env']} does not have; its shapes are {wanted[0]} and {wanted[1]}; "
+                 "delete it and make it again")
+    if config["kitchen_reward"] == "dataset" and "dataset_rewards" not in data:
+        sys.exit(f"train: {path} holds no second kind of rewards; --kitchen_reward is for the kitchen's tasks")
     return data, provenance
 
 
@@ -308,6 +347,8 @@ def train(run, device, **overrides):
           f"{100 * counts['trunk_trainable'] / counts['trunk']:.2f} %), on {device}", flush=True)
 
     log = Log(folder / "train.csv", done)
+    loss_of_actions = F.cross_entropy if config["suite"] == "atari" else F.mse_loss
+    acting = float((data["actions"] > 0).mean())
     model.train()
     bar = tqdm(range(done, config["steps"]), initial=done, total=config["steps"], disable=None,
                desc=config["method"], unit="step")
@@ -318,7 +359,7 @@ def train(run, device, **overrides):
         batch, mask = {name: x.to(device) for name, x in batch.items()}, mask.to(device)
 
         predicted = model(**batch, attention_mask=mask)                        # (B, K, A)
-        action_loss = F.mse_loss(predicted[mask], batch["actions"][mask])
+        action_loss = loss_of_actions(predicted[mask], batch["actions"][mask])
         language_loss = torch.zeros((), device=device)
         if config["lm_weight"] > 0:
             ids = text_batch(tokens, step, config).to(device)
@@ -331,7 +372,7 @@ def train(run, device, **overrides):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), config["grad_clip"])
-        lr = config["lr"] * min((step + 1) / max(config["warmup"], 1), 1.0)
+        lr = learning_rate(config, step, acting)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()

@@ -14,7 +14,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora import add_lora, train_only_lora
-from model import DecisionTransformer, dt_trunk
+from model import DecisionTransformer, FrameCNN, dt_trunk
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -27,6 +27,9 @@ def kind(path):
 
 def our_name(name, lora):
     """The authors' parameter name -> ours."""
+    if "base_model.model." in name or "embed_rtg" in name or "embed_state.0." in name:  # the Atari model
+        name = name.replace("transformer.base_model.model.", "trunk.").replace(".default.weight", "")
+        name = name.replace("embed_rtg.", "embed_return.").replace("embed_state.0.", "embed_state.0.layers.")
     name = name.replace("transformer_model.", "trunk.")
     if not lora:
         return name.replace("trunk.transformer.", "trunk.")  # our DT has no language head to be inside of
@@ -69,7 +72,33 @@ def close(ours, theirs, what):
 
 
 def test_there_are_golden_files():
-    assert {kind(path) for path in FILES} & {"lamo", "dt"}, f"no golden file in {FOLDER}"
+    assert {kind(path) for path in FILES} & {"lamo", "lamo-atari", "dt"}, f"no golden file in {FOLDER}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if kind(p) == "lamo-atari"], ids=lambda p: p.stem)
+def test_golden_atari(path):
+    with np.load(path, allow_pickle=False) as golden:
+        config = json.loads(str(golden["config"]))
+        trunk = GPT2LMHeadModel(GPT2Config(**config["lm"], bos_token_id=0, eos_token_id=0))
+        add_lora(trunk, config["lora"]["r"], config["lora"]["alpha"], dropout=0.1, shared_A=True)
+        train_only_lora(trunk, biases=False)
+        model = DecisionTransformer(trunk, (4, 84, 84), config["actions"], config["max_timestep"], "mlp",
+                                    atari=True, squash_logits=True)
+        model.embed_state[0] = FrameCNN(config["lm"]["n_embd"], config["cnn_channels"])
+        model.load_state_dict({our_name(name[2:], True): torch.from_numpy(golden[name])
+                               for name in golden.files if name.startswith("w/")})
+        inputs = {"states": torch.from_numpy(golden["in/states"])} | batch(golden)
+        valid = torch.from_numpy(golden["in/valid"])
+        logits = model.eval()(**inputs)
+        close(logits.detach().numpy()[valid.numpy()], golden["out/action_logits"][valid.numpy()], "logits")
+        loss = torch.nn.functional.cross_entropy(logits[valid], inputs["actions"][valid])
+        close(loss.detach().numpy(), golden["out/loss"], "loss")
+        loss.backward()
+        ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        theirs = {our_name(name[2:], True): golden[name] for name in golden.files if name.startswith("g/")}
+        assert set(ours) == set(theirs) == {n for n, p in model.named_parameters() if p.requires_grad}
+        for name, gradient in theirs.items():
+            close(ours[name].numpy(), gradient, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if kind(p) in ("lamo", "dt")], ids=lambda p: p.stem)

@@ -20,7 +20,7 @@ def small_lamo(embeddings="mlp", lora=True, seed=0):
     if lora:
         add_lora(trunk, rank=4, alpha=8, dropout=0.1)
         train_only_lora(trunk)
-    return DecisionTransformer(trunk, S, A, horizon=100, embeddings=embeddings).eval()
+    return DecisionTransformer(trunk, S, A, max_timestep=100, embeddings=embeddings).eval()
 
 
 def wake_lora(model):

@@ -19,6 +19,9 @@ RUN = "paper/hopper-medium-0.1/dt/seed0"
 SHORT = ("--steps", "12", "--eval_every", "4", "--log_every", "2", "--batch_size", "8", "--context", "5")
 
 
+CONFIG = tasks.configuration("paper/hopper-medium-0.1/dt/seed0")
+
+
 @pytest.fixture
 def data():
     rng = np.random.default_rng(0)
@@ -32,7 +35,7 @@ def data():
 # --- batches -----------------------------------------------------------------------------------
 
 def test_training_arrays(data):
-    arrays, ends, mean, std = train.training_arrays(data, {"return_scale": 10.0})
+    arrays, ends, mean, std = train.training_arrays(data, CONFIG | {"return_scale": 10.0})
     for a, b in zip(data["offsets"][:-1], data["offsets"][1:], strict=True):
         for t in range(a, b):  # the sum from t on, t included, over the scale
             assert arrays["returns_to_go"][t, 0] == pytest.approx(data["rewards"][t:b].sum() / 10, rel=1e-5)
@@ -43,8 +46,8 @@ def test_training_arrays(data):
     assert np.allclose(states * std + mean, data["observations"], atol=1e-4)
 
 
-def test_windows_are_left_padded_and_stay_in_their_episode(data):
-    arrays, ends, _, _ = train.training_arrays(data, {"return_scale": 1.0})
+def test_windows_are_padded_on_the_right_and_stay_in_their_episode(data):
+    arrays, ends, _, _ = train.training_arrays(data, CONFIG | {"return_scale": 1.0})
     arrays["row"] = torch.arange(18)
     batch, mask = train.sample_batch(arrays, ends, np.random.default_rng(0), 500, 4)
     assert batch["states"].shape == (500, 4, 4) and mask.shape == (500, 4)
@@ -52,13 +55,12 @@ def test_windows_are_left_padded_and_stay_in_their_episode(data):
     for rows, timesteps, valid in zip(batch["row"], batch["timesteps"], mask, strict=True):
         n = int(valid.sum())
         lengths.add(n)
-        assert valid[4 - n:].all()                                   # padding is on the left
-        rows = rows[4 - n:]
-        assert (rows.diff() == 1).all() and (timesteps[4 - n:].diff() == 1).all()
+        assert valid[:n].all()
+        rows = rows[:n]
+        assert (rows.diff() == 1).all() and (timesteps[:n].diff() == 1).all()
         assert n == 4 or rows[-1] + 1 in data["offsets"]             # short only at an episode's end
     assert lengths == {1, 2, 3, 4}
-    starts = np.bincount([int(r[4 - int(v.sum())]) for r, v in zip(batch["row"], mask, strict=True)],
-                         minlength=18)
+    starts = np.bincount(batch["row"][:, 0], minlength=18)
     assert (starts > 10).all()                                       # every row starts windows
 
 
