@@ -7,7 +7,8 @@ section 3.2, loralib's MergedLinear as the authors use it in trajectory_gpt2_LoR
 
 GPT-2 computes q, k and v with one fused layer, `c_attn`. Each of the three gets an A and a B of its
 own: "groups" below. The authors' Atari code adapts through `peft` instead, which gives the fused layer
-one A and leaves its bias frozen: shared_A=True, biases=False. Letters: I inputs, O outputs of a layer, G groups, R rank.
+one A and leaves its bias frozen: shared_A=True and biases=False.
+Letters: I inputs, O outputs of a layer, G groups, R rank.
 """
 
 import math

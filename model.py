@@ -115,7 +115,8 @@ class DecisionTransformer(nn.Module):
         B, K = timesteps.shape
         tokens = torch.stack((self.embed_return(returns_to_go), states, self.embed_action(actions)),
                              dim=2)                                           # (B, K, 3, H)
-        time = self.embed_timestep(timesteps.clamp(max=self.max_timestep - 1))[:, :, None]  # (B, K, 1, H)
+        time = self.embed_timestep(timesteps.clamp(max=self.max_timestep - 1))
+        time = time[:, :, None]                                               # (B, K, 1, H)
         if self.atari:
             tokens = self.embed_ln(tokens + time).flatten(1, 2)               # (B, 3K, H)
             # Padding is on the right, where causality alone hides it.

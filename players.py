@@ -69,7 +69,7 @@ def sac_player(env, rng, actor, sampled=True):
 
 
 def make_player(config, env, rng):
-    """The player of a configuration: act(observation) -> (what is done, what is recorded), or None to stop."""
+    """The player of a configuration: act(observation) -> (what it does, what is recorded), or None to stop."""
     name = config["player"]
     if name in tasks.TRAINED:
         return sac_player(env, rng, load(ASSETS / f"{name}.npz")[0])
@@ -148,7 +148,8 @@ def actor_arrays(policy):
 def train(task, steps, every, episodes, fraction, seed):
     """Train SAC and keep the first actor whose stochastic return reaches `fraction` of the expert's.
 
-    The expert is the reference of the normalised score; episodes the dataset would not keep do not count. "Reaches" is judged on `episodes` episodes that no
+    The expert is the reference of the normalised score; episodes the dataset would not keep do not
+    count. "Reaches" is judged on `episodes` episodes that no
     training step saw, so one lucky episode does not stop the run.
     """
     import torch

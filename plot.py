@@ -30,6 +30,8 @@ OPTIONS = argparse.ArgumentParser(description=__doc__,
 OPTIONS.add_argument("cell", help="PROFILE/CELL")
 OPTIONS.add_argument("--table", action="store_true", help="print the table only")
 
+SCALE = {"mujoco": "a random policy, 100 D4RL's expert", "kitchen": "no sub-task, 100 all four",
+         "reacher2d": "never at the target, 100 always", "atari": "a random player, 100 a human"}
 PAPER_SCORES = Path(__file__).parent / "paper" / "scores.csv"
 
 
@@ -122,7 +124,7 @@ def print_table(cell, rows, table, window):
     print(f"\n{cell}: data {first['data']}, {first['data_episodes']} episodes")
     last = max(line["steps"] for line in table)
     print(f"score: mean over the last {window} evaluations (up to step {last:,}) at target return "
-          f"{table[0]['target']:g}\n       0 is a random policy, 100 D4RL's expert\n")
+          f"{table[0]['target']:g}\n       0 is {SCALE[tasks.TASKS[task]['suite']]}\n")
     head = (f"{'method':11} {'language model':21} {'seeds':>5} {'score [95 % interval]':>22} {'over':>11} "
             f"{'best target':>13} | {'the paper*':>10}")
     print(head)
@@ -137,7 +139,7 @@ def print_table(cell, rows, table, window):
     if np.isfinite(first["data_score"]):
         print(f"{'data mean':11} {'':21} {'':>5} {first['data_score']:>22.1f} {'':>11} {'':>13} |")
     if profile == "mini":
-        print("* the paper's own score for this cell: D4RL data, GPT-2, 100K steps, 3 seeds. Mini numbers\n"
+        print("* the paper's own score for this cell: its data, GPT-2, 100K steps, 3 seeds. Mini numbers\n"
               "  come from other data, a small LM and a short training; they are not comparable with it.")
     else:
         print("* the paper's score for this cell: mean ± deviation, 3 seeds, best of several targets.")
@@ -197,7 +199,7 @@ def draw(cell, rows, table, window, path):
     curves.set_ylim(bottom=min(0, curves.get_ylim()[0]))
     curves.legend(fontsize=8, loc="lower right")
     seeds = sorted({row["seed"] for row in rows})
-    note = "small LM, own data: not the paper's numbers" if profile == "mini" else "D4RL data"
+    note = "small LM, own data: not the paper's numbers" if profile == "mini" else "the paper's settings"
     figure.suptitle(f"{task}, ratio {ratio:g}   |   profile {profile} ({note})   |   data {rows[0]['data']}"
                     f"   |   seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}", fontsize=9)
     write_whole(path, lambda part: figure.savefig(part, dpi=150))

@@ -181,7 +181,7 @@ def download(urls, path, digest, timeout, remedy):
         try:
             fetch(url, path, timeout)
         except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, broken connections
-            reason = getattr(error, "reason", None) or error
+            reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
             troubles.append(f"{urllib.parse.urlsplit(url).netloc} ({reason})")
             continue
         if digest and not sha256(path).startswith(digest):
@@ -424,9 +424,10 @@ def read_replay(files, config, ratio, subset_seed):
                     last.append(np.frombuffer(raw[-84 * 84:], np.uint8).reshape(84, 84))
     except (OSError, EOFError, ValueError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         fail(f"{path} is not a readable .npy.gz ({error}); it may be a broken download: get it again")
-    data = take_episodes({"actions": columns["action"].astype(np.int64),
-                          "rewards": columns["reward"].astype(np.float32),
-                          "terminals": columns["terminal"].astype(bool), "offsets": offsets,
+    N = ends[-1]
+    data = take_episodes({"actions": columns["action"][:N].astype(np.int64),
+                          "rewards": columns["reward"][:N].astype(np.float32),
+                          "terminals": columns["terminal"][:N].astype(bool), "offsets": offsets,
                           # what followed the last action is not recorded
                           "last_observations": np.zeros((len(ends), 0))}, chosen)
     return data | {"observations": frames, "last_observations": np.array(last)}, chosen, len(ends)
@@ -455,7 +456,8 @@ def play_episodes(config, chosen, workers):
                            desc=f"playing {config['player']}"))
     observations, actions, rewards, terminals, last = zip(*played, strict=True)
     atari = config["suite"] == "atari"
-    data = {"observations": list(observations) if atari else np.concatenate(observations).astype(np.float32),
+    data = {"observations": (list(observations) if atari else
+                             np.concatenate(observations).astype(np.float32)),
             "actions": np.concatenate(actions).astype(np.int64 if atari else np.float32),
             "rewards": np.concatenate(rewards).astype(np.float32),
             "terminals": np.concatenate(terminals).astype(bool),

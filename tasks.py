@@ -32,7 +32,7 @@ DEFAULTS = {
     "context": 20,             # K, environment steps the model sees
     "batch_size": 64,
     "returns": "inclusive",    # a return-to-go has its own step's reward in it; "exclusive": only later ones
-    "kitchen_reward": "sparse",  # 1 the first time a sub-task is done; "dataset": how many are done, each step
+    "kitchen_reward": "sparse",  # 1 the first time a sub-task is done; "dataset": each step, how many are
     # optimisation
     "steps": 100_000,
     "warmup": 2_500,           # steps of linear warm-up
@@ -230,7 +230,7 @@ METHODS = {
     },
 }
 
-TRAINED = ("hopper", "halfcheetah", "walker2d", "reacher2d")  # players in assets/players; the rest are scripts
+TRAINED = ("hopper", "halfcheetah", "walker2d", "reacher2d")  # players in assets/players; others are scripts
 
 LANGUAGE_MODELS = {
     "mini": "assets/lm",                      # pre-trained on English prose, see assets/README.md

@@ -289,7 +289,7 @@ def load_data(config):
                  f"{config['env']} does not have; its shapes are {wanted[0]} and {wanted[1]}; "
                  "delete it and make it again")
     if config["kitchen_reward"] == "dataset" and "dataset_rewards" not in data:
-        sys.exit(f"train: {path} holds no second kind of rewards; --kitchen_reward is for the kitchen's tasks")
+        sys.exit(f"train: {path} holds no second kind of rewards; --kitchen_reward is for the kitchen")
     return data, provenance
 
 

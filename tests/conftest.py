@@ -1,5 +1,6 @@
 """What the tests share: a copy of the kit in an empty folder, a tiny GPT-2, files in D4RL's layout."""
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -102,6 +103,51 @@ def write_d4rl(path, arrays):
         file.create_dataset("infos/qpos", data=np.zeros((len(arrays["rewards"]), 6)))
         file["metadata/algorithm"] = "SAC"
     return path
+
+
+def kitchen_arrays(episodes=6, seed=0):
+    """Demonstrations of all four sub-tasks in the layout of D4RL's kitchen: no timeouts, float terminals,
+    rewards that count the sub-tasks done in the observation beside them."""
+    from envs import KITCHEN_GOAL, KITCHEN_GOALS, kitchen_done
+
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(30, 50, episodes)
+    observations, terminals = [], []
+    for T in lengths:
+        seen = rng.normal(0, 0.01, (T, 60)).astype(np.float32)
+        seen[:, 23:30] += (-0.27, 0.35, 1.62, 1, 0, 0, 0)
+        seen[:, 30:] = KITCHEN_GOAL
+        for step, (where, goal) in zip(np.sort(rng.permutation(T - 2)[:4]) + 1, KITCHEN_GOALS.values(),
+                                       strict=True):
+            seen[step:, list(where)] = goal
+        observations.append(seen)
+        terminals.append(np.arange(T) == T - 1)
+    observations = np.concatenate(observations)
+    return {"observations": observations,
+            "actions": rng.uniform(-1, 1, (len(observations), 9)).astype(np.float32),
+            "rewards": kitchen_done(observations).sum(1).astype(np.float32),
+            "terminals": np.concatenate(terminals).astype(np.float32)}
+
+
+def replay_arrays(episodes=10, actions=4, seed=0):
+    """Random games in DQN replay's layout, with a last one that the recording cut off."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(20, 60, episodes)
+    total = int(lengths.sum()) + 7
+    terminal = np.zeros(total, np.uint8)
+    terminal[np.cumsum(lengths) - 1] = 1
+    return {"observation": rng.integers(0, 255, (total, 84, 84), dtype=np.uint8),
+            "action": np.append(rng.integers(0, actions, total - 1), actions - 1).astype(np.int32),
+            "reward": rng.integers(-1, 2, total).astype(np.float32), "terminal": terminal}, lengths
+
+
+def write_replay(folder, arrays):
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {part: folder / f"$store$_{part}_ckpt.10.gz" for part in arrays}
+    for part, array in arrays.items():
+        with gzip.open(files[part], "wb", compresslevel=1) as file:
+            np.save(file, array)
+    return files
 
 
 @pytest.fixture(scope="session")
