@@ -120,7 +120,8 @@ class DecisionTransformer(nn.Module):
         if self.atari:
             tokens = self.embed_ln(tokens + time).flatten(1, 2)               # (B, 3K, H)
             # Padding is on the right, where causality alone hides it.
-            hidden = self.trunk.base_model(inputs_embeds=tokens, use_cache=False).last_hidden_state
+            output = self.trunk.base_model(inputs_embeds=tokens, use_cache=False)
+            hidden = output.last_hidden_state                                 # (B, 3K, H)
         else:
             # Normalise, then add the time: as LaMo and Wiki-RL do; DT adds it first.
             tokens = (self.embed_ln(tokens) + time).flatten(1, 2)             # (B, 3K, H)
@@ -133,8 +134,8 @@ class DecisionTransformer(nn.Module):
         """The trunk's hidden states (B, T, H) for embeds (B, T, H), order known from the mask alone.
 
         Outside Atari the authors apply no position embeddings to the trajectory (their timestep
-        embedding tells the order). `transformers` always applies them, so every token is put at position 0, and
-        what a learned table (GPT-2's wpe) adds there is taken off beforehand.
+        embedding tells the order). `transformers` always applies them, so every token is put at
+        position 0, and what a learned table (GPT-2's wpe) adds there is taken off beforehand.
         """
         base = self.trunk.base_model
         if hasattr(base, "wpe"):

@@ -369,7 +369,7 @@ def replay_files(config, data, timeout):
     root = f"{(data or REPLAY_URL).rstrip('/')}/{folder}/"
     kept = DOWNLOADS / hashlib.sha256(root.encode()).hexdigest()[:8] / folder
     return {part: download([root + urllib.parse.quote(name)], kept / name, "", timeout,
-                           "Google closed that bucket in 2026; copies exist: pass DATA=/folder/with/the/files")
+                           "Google has closed that bucket; pass DATA=/folder/with/the/files of a copy")
             for part, name in names.items()}
 
 
@@ -415,7 +415,7 @@ def read_replay(files, config, ratio, subset_seed):
         chosen = choose(len(ends), ratio, subset_seed)
         frames, last = [], []
         with stream:
-            for episode in tqdm(range(chosen[-1] + 1), desc="reading frames", unit="episode", disable=None):
+            for episode in tqdm(range(chosen[-1] + 1), desc="reading frames", disable=None):
                 raw = stream.read((ends[episode] - offsets[episode]) * 84 * 84)
                 if len(raw) != (ends[episode] - offsets[episode]) * 84 * 84:
                     raise EOFError("it ends early")

@@ -117,7 +117,8 @@ ATARI = {
     "episodes": 5,
     "released": {"schedule": "tokens", "squash_logits": True, "returns": "exclusive",
                  "clip_rewards": False, "dropout": 0.0},
-    "mini": {"batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 200, "score_window": 3},
+    "mini": {"batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 200, "score_window": 3,
+             "player_horizon": 10_000},       # whole games of Pong
 }
 
 # Data, target returns (appendix table 6) and horizon in environment units. reference: the returns of a
@@ -188,7 +189,9 @@ TASKS = {
         "weight_decay": 1e-2,
         "steps": 50_000,
         "score_window": 4,                    # the last 10K of 50K steps, appendix p. 18
-        "mini": ATARI["mini"] | {"player": "breakout", "trajectories": 500, "target_returns": (40.0, 20.0)},
+        "mini": ATARI["mini"] | {
+            "player": "breakout", "player_env": "BreakoutNoFrameskip-v0",
+            "trajectories": 500, "target_returns": (40.0, 20.0)},
     },
     "qbert-medium": ATARI | {
         "env": "QbertNoFrameskip-v4",
@@ -198,7 +201,9 @@ TASKS = {
         "target_returns": (14000.0,),
         "lr": 1e-3,
         "weight_decay": 1e-5,
-        "mini": ATARI["mini"] | {"player": "qbert", "trajectories": 850, "target_returns": (100.0, 50.0)},
+        "mini": ATARI["mini"] | {
+            "player": "qbert", "player_env": "QbertNoFrameskip-v0",
+            "trajectories": 850, "target_returns": (100.0, 50.0)},
     },
     "pong-medium": ATARI | {
         "env": "PongNoFrameskip-v4",
@@ -208,7 +213,9 @@ TASKS = {
         "target_returns": (20.0, 10.0),
         "lr": 3e-4,
         "weight_decay": 1e-1,
-        "mini": ATARI["mini"] | {"player": "pong", "trajectories": 115},
+        "mini": ATARI["mini"] | {
+            "player": "pong", "player_env": "PongNoFrameskip-v0",
+            "trajectories": 115},
     },
 }
 
