@@ -128,7 +128,7 @@ def test_the_kitchens_observation_is_d4rls():
     assert np.abs(observation[:30] - true).max() < 0.02          # positions, with noise
     assert np.abs(observation[:30] - true).max() > 0
     assert np.array_equal(observation[30:], envs.KITCHEN_GOAL)
-    assert np.count_nonzero(observation[30:]) == 10              # of the kettle's seven two are zero
+    assert np.count_nonzero(observation[30:]) == 9               # of the kettle's seven two are zero
     assert not envs.kitchen_done(observation).any()
     for number, (where, goal) in enumerate(envs.KITCHEN_GOALS.values()):
         done = observation.copy()
