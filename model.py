@@ -263,5 +263,12 @@ def build_model(config: dict) -> DecisionTransformer:
         peft = config["lora"] == "peft"
         add_lora(trunk, config["lora_rank"], config["lora_alpha"], config["dropout"], shared_A=peft)
         train_only_lora(trunk, biases=not peft)
-    return DecisionTransformer(trunk, config["state_dim"], config["action_dim"], config["max_timestep"],
-                               config["embeddings"], atari, config["squash_logits"])
+    model = DecisionTransformer(trunk, config["state_dim"], config["action_dim"], config["max_timestep"],
+                                config["embeddings"], atari, config["squash_logits"])
+    if config["quick_init"] and atari:
+        # PyTorch's defaults let a state's embedding vanish beside its timestep's, of variance 1.
+        for layer in model.embed_state[0].layers:
+            if hasattr(layer, "weight"):
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        nn.init.normal_(model.embed_timestep.weight, std=0.02)
+    return model

@@ -504,6 +504,8 @@ def train(task, steps, every, episodes, fraction, seed):
     torch.set_num_threads(1)
     row = tasks.configuration(f"mini/{task}-1/dt/seed0")
     player = row["player"]
+    if player not in tasks.TRAINED:
+        sys.exit(f"players: {task} is played by a script; there is nothing to train, only to --measure")
     goal = fraction * reference(row)[1]
     folder = Path("build/players") / player
     folder.mkdir(parents=True, exist_ok=True)
