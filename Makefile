@@ -40,11 +40,11 @@ help:
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
 	@echo "make clean                       results and figures                 make clean-runs   and runs"
 	@echo
-	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: D4RL, GPT-2, the paper's settings"
+	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
 	@echo "  SEEDS=\"$(SEEDS)\"                e.g. SEEDS=\"0 1 2\""
 	@echo "  LM=                      a hub name, a local folder, or mini, mini-random, mini-early"
-	@echo "  DATA=                    paper: D4RL's HDF5, the folder that holds it, or a URL"
+	@echo "  DATA=                    paper: D4RL's HDF5 or DQN replay's files, their folder, or a URL"
 	@echo "  TEXT=                    text for the language loss: a file, a folder, a zip, or a URL"
 	@echo "  ARGS=                    more settings for train.py, e.g. ARGS=\"--steps 50\""
 	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"

@@ -99,11 +99,11 @@ def load_arrays(path, wanted):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != "provenance"}
-            if missing := set(wanted) - set(arrays):
-                raise ValueError(f"it has no {', '.join(sorted(missing))}")
             if "observations_zlib" in arrays:
                 arrays["observations"] = unpack_frames(arrays.pop("observations_zlib"),
                                                        arrays.pop("observations_sizes"), arrays["offsets"])
+            if missing := set(wanted) - set(arrays):
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
             return arrays, json.loads(str(file["provenance"]))
     except FileNotFoundError:
         fail(f"{path} is not there; make it with: python prepare_data.py "
@@ -114,7 +114,7 @@ def load_arrays(path, wanted):
 
 def load_dataset(path):
     """(arrays, provenance) of data/PROFILE/CELL.npz; the arrays stand in this file's docstring."""
-    names = ("actions", "rewards", "terminals", "offsets", "last_observations")
+    names = ("observations", "actions", "rewards", "terminals", "offsets", "last_observations")
     data, provenance = load_arrays(path, names)
     steps, episodes = len(data["rewards"]), len(data["offsets"]) - 1
     lengths = np.diff(data["offsets"])
@@ -213,8 +213,7 @@ def d4rl_infos():
 def given_file(data, names, timeout):
     """The path of one of the named files, from DATA=: the file itself, its folder, or a URL."""
     if data.startswith(("http://", "https://")):
-        last = data.rsplit("/", 1)[1]
-        given = data if "." in last else f"{data.rstrip('/')}/{names[0]}"
+        given = data if data.endswith(".hdf5") else f"{data.rstrip('/')}/{names[0]}"
         # a file from elsewhere must not pass for the original in the next run
         folder = DOWNLOADS / hashlib.sha256(given.encode()).hexdigest()[:8]
         return download([given], folder / given.rsplit("/", 1)[1], "", timeout, "check DATA=")

@@ -123,6 +123,8 @@ ATARI = {
              "score_window": 3, "player_horizon": 10_000},       # whole games of Pong
 }
 
+# A dict inside a row holds only where its name says: a profile ("mini"), a suite ("atari"), both
+# ("mini-atari"), or the released code ("released").
 # Data, target returns (appendix table 6) and horizon in environment units. reference: the returns of a
 # random player and of an expert (Atari: a human), where d4rl's infos.py has none.
 TASKS = {
