@@ -119,8 +119,8 @@ ATARI = {
     "released": {"schedule": "tokens", "squash_logits": True, "returns": "exclusive",
                  "clip_rewards": False, "dropout": 0.0},
     # with the authors' initialisation pixels count for nothing in the first 200 steps
-    "mini": {"quick_init": True, "batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 200,
-             "score_window": 3, "player_horizon": 10_000},       # whole games of Pong
+    "mini": {"quick_init": True, "batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 150,
+             "score_window": 2, "player_horizon": 10_000},       # whole games of Pong
 }
 
 # A dict inside a row holds only where its name says: a profile ("mini"), a suite ("atari"), both
