@@ -67,6 +67,39 @@ def test_lock_step_equals_one_episode_at_a_time(model):
         total for target, _, total, _ in played if target == 1800}
 
 
+def test_atari_in_lock_step_equals_one_game_at_a_time():
+    config = tasks.configuration("mini/breakout-medium-0.1/dt/seed0", episodes=2, context=4) | {
+        "state_mean": [], "state_std": [], "target_returns": [40.0, 3.0], "horizon": 260}
+    torch.manual_seed(4)
+    trunk = dt_trunk(width=32, positions=12)
+    model = DecisionTransformer(trunk, (4, 84, 84), 4, 4096, "mlp", atari=True).eval()
+    with torch.no_grad():  # so that what it sees and what it is told matter
+        model.embed_timestep.weight.mul_(0.3)
+        for layer in (0, 2, 4, 7):
+            model.embed_state[0].layers[layer].weight.mul_(2.45)
+        model.predict_action[0].bias.zero_()
+    played = evaluate.play(model, config, torch.device("cpu"))
+    for target, episode, total, length in played:
+        env = make_env(config)
+        frames = [env.reset(seed=evaluate.EPISODE_SEED + episode)[0]]
+        actions, to_go, score, over = [0], [target], 0.0, False
+        while not over:
+            first = max(0, len(frames) - 4)
+            window = {"states": np.array(frames[first:]), "actions": np.array(actions[first:]),
+                      "returns_to_go": np.float32(to_go[first:])[:, None],
+                      "timesteps": np.arange(first, len(frames))}
+            with torch.no_grad():
+                logits = model(**{k: torch.from_numpy(v)[None] for k, v in window.items()})[0, -1]
+            actions[-1] = int(logits.argmax())
+            observation, reward, terminated, truncated, _ = env.step(actions[-1])
+            frames.append(observation)
+            actions.append(0)
+            to_go.append(to_go[-1] - np.sign(reward))  # as the data's rewards: by their sign
+            score, over = score + reward, terminated or truncated
+        assert (total, length) == (score, len(frames) - 1)
+    assert len({length for *_, length in played}) > 1
+
+
 def test_an_episode_starts_the_same_whatever_is_played_beside_it(model):
     few = evaluate.play(model, CONFIG | {"episodes": 2, "target_returns": [600.0]}, torch.device("cpu"))
     many = evaluate.play(model, CONFIG, torch.device("cpu"))

@@ -19,7 +19,8 @@ STRENGTH = {"hopper-medium": (700, 1800), "halfcheetah-medium": (3700, 4700), "w
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_a_player_is_of_medium_strength(task):
     config = CONFIGS[task]
-    episodes = [players.play_episode(config, index) for index in range({"pong-medium": 1, "qbert-medium": 3}.get(task, 4))]
+    count = {"pong-medium": 1, "qbert-medium": 3}.get(task, 4)
+    episodes = [players.play_episode(config, index) for index in range(count)]
     low, high = STRENGTH[task]
     assert low <= np.mean([rewards.sum() for _, _, rewards, _, _ in episodes]) <= high
     for observations, actions, rewards, terminals, last in episodes:

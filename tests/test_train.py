@@ -46,6 +46,32 @@ def test_training_arrays(data):
     assert np.allclose(states * std + mean, data["observations"], atol=1e-4)
 
 
+def test_named_returns_and_rewards(data):
+    """The released Atari code leaves the step's own reward out; the kitchen's data have two kinds."""
+    plain = train.training_arrays(data, CONFIG | {"return_scale": 2.0})[0]["returns_to_go"][:, 0]
+    later = train.training_arrays(data, CONFIG | {"return_scale": 2.0, "returns": "exclusive"})[0]
+    assert np.allclose(later["returns_to_go"][:, 0], plain - data["rewards"] / 2, atol=1e-5)
+    data["dataset_rewards"] = np.ones(18, np.float32)
+    counted = train.training_arrays(data, CONFIG | {"return_scale": 1.0, "kitchen_reward": "dataset"})[0]
+    assert counted["returns_to_go"][:3, 0].tolist() == [3, 2, 1]
+
+
+def test_learning_rates():
+    atari = tasks.configuration("paper/qbert-medium-1/lamo/seed0")
+    rates = np.array([train.learning_rate(atari, step, 1.0) for step in range(atari["steps"])])
+    assert rates.argmax() == atari["warmup"] - 1 and rates.max() == atari["lr"]
+    assert (np.diff(rates[atari["warmup"]:]) <= 0).all() and rates[-1] == pytest.approx(atari["lr"] / 10)
+    # as released, with every action counted: the warm-up ends near step 442, the first minimum is near
+    # 11,600, and by step 50,000 the cosine has swung about 18 times
+    released = tasks.configuration("paper/qbert-medium-1/lamo-released/seed0")
+    rates = np.array([train.learning_rate(released, step, 1.0) for step in range(50_000)]) / released["lr"]
+    assert 438 <= rates[:1000].argmax() <= 446 and rates.max() <= 1 and rates[1000:].min() == 0.1
+    swings = 1 + np.count_nonzero(np.diff(np.sign(rates[500:] - 0.55)))
+    assert 17 <= swings <= 20 and rates[8_200:11_637].max() < 0.55 < rates[16_000]
+    constant = [train.learning_rate(CONFIG, step, 1.0) for step in (0, 2_499, 2_500, 99_999)]
+    assert constant == pytest.approx([1e-4 / 2_500, 1e-4, 1e-4, 1e-4])
+
+
 def test_windows_are_padded_on_the_right_and_stay_in_their_episode(data):
     arrays, ends, _, _ = train.training_arrays(data, CONFIG | {"return_scale": 1.0})
     arrays["row"] = torch.arange(18)
