@@ -233,7 +233,8 @@ def d4rl_file(config, data, timeout):
         # Minari's copies of the kitchen's data lie in FOLDER/data/main_data.hdf5
         return given_file(data, (name, f"{config['dataset']}.hdf5", "data/main_data.hdf5", "main_data.hdf5"),
                           timeout)
-    return download([url, D4RL_MIRROR + name], DOWNLOADS / name, config.get("sha256", ""), timeout,
+    urls = [url, D4RL_MIRROR + name] + ([config["mirror"] + name] if "mirror" in config else [])
+    return download(urls, DOWNLOADS / name, config.get("sha256", ""), timeout,
                     f"get {name} by other means and pass DATA=/path/to/{name}")
 
 

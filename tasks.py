@@ -107,7 +107,7 @@ ATARI = {
     "context": 30,
     "batch_size": 128,
     "steps": 100_000,
-    "warmup": 442,                            # where the authors' warm-up ends (SCHEDULES in train.py)
+    "warmup": 442,                            # where the authors' warm-up ends (learning_rate in train.py)
     "schedule": "cosine",
     "grad_clip": 1.0,
     "adam_eps": 1e-8,
@@ -174,6 +174,8 @@ TASKS = {
     },
     "kitchen-complete": KITCHEN | {
         "dataset": "kitchen-complete-v0",
+        "mirror": "https://raw.githubusercontent.com/Farama-Foundation/minari-dataset-generation-scripts/"
+                  "f3e76d31f96f6b0787e2474685936497558ca174/scripts/kitchen/d4rl_datasets/",
         "ratios": ("0.3", "0.5", "1"),
         "mini": {"player": "kitchen-complete", "trajectories": 19, "minimum_return": 4.0},
     },
