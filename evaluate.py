@@ -37,8 +37,23 @@ OPTIONS.add_argument("--target_returns", type=float, nargs="+", help="instead of
 
 
 def play(model, config, device, bar=None):
-    """All target returns x episodes of one checkpoint. Returns a list of
-    (target_return, episode, return, length).
+    """All target returns x episodes of one checkpoint, `at_once` of them side by side. Returns a list of
+    (target_return, episode, return, length)."""
+    from envs import make_env
+
+    jobs = [(target, episode) for target in config["target_returns"]
+            for episode in range(config["episodes"])]
+    envs = [make_env(config) for _ in jobs[:config["at_once"]]]
+    played = []
+    for first in range(0, len(jobs), len(envs)):
+        played += play_together(model, config, device, envs, jobs[first:first + len(envs)], bar)
+    for env in envs:
+        env.close()
+    return played
+
+
+def play_together(model, config, device, envs, jobs, bar):
+    """One episode for each (target return, episode) of `jobs`, in lock-step.
 
     The window is exact: at every step the last K (return-to-go, state, action) triples are read anew.
     A cache of keys and values would not be: what they held depends on tokens that left the window.
@@ -46,15 +61,10 @@ def play(model, config, device, bar=None):
     import numpy as np
     import torch
 
-    from envs import make_env
-
     mean, std = np.float32(config["state_mean"]), np.float32(config["state_std"])
     K, scale, atari = config["context"], config["return_scale"], config["suite"] == "atari"
-    jobs = [(target, episode) for target in config["target_returns"]
-            for episode in range(config["episodes"])]
-    envs = [make_env(config) for _ in jobs]
     observations = [env.reset(seed=EPISODE_SEED + episode)[0]
-                    for env, (_, episode) in zip(envs, jobs, strict=True)]
+                    for env, (_, episode) in zip(envs, jobs, strict=False)]  # the last jobs may be fewer
     remaining = np.array([target for target, _ in jobs])
     returns, lengths = np.zeros(len(jobs)), np.zeros(len(jobs), int)
     alive = np.arange(len(jobs))
@@ -97,8 +107,6 @@ def play(model, config, device, bar=None):
             if not going.all():
                 keep = torch.from_numpy(going).to(device)
                 window = {name: values[keep] for name, values in window.items()}
-    for env in envs:
-        env.close()
     return [(target, episode, returns[i], int(lengths[i])) for i, (target, episode) in enumerate(jobs)]
 
 

@@ -52,6 +52,7 @@ DEFAULTS = {
     "clip_rewards": False,     # the return still to come counts rewards by their sign
     "score_window": 8,         # the score averages so many last evaluations: the last 20K steps
     "episodes": 20,            # a target return
+    "at_once": 40,             # episodes played side by side
     "log_every": 100,          # steps a row of train.csv averages over
 }
 
@@ -95,6 +96,8 @@ KITCHEN = {
     "lm_weight": 0.1,                         # the only tasks it helps on, appendix p. 17
     # what the released code does where ours does otherwise, for METHODS["lamo-released"]
     "released": {"kitchen_reward": "dataset", "lm_positions": False},
+    "at_once": 10,                            # an environment takes 100 MB
+    "mini": {"episodes": 10, "eval_every": 125, "score_window": 2},
 }
 
 # What the authors' Atari code shares: experiment-atari, cfgs/ and model.py.
@@ -177,12 +180,13 @@ TASKS = {
         "mirror": "https://raw.githubusercontent.com/Farama-Foundation/minari-dataset-generation-scripts/"
                   "f3e76d31f96f6b0787e2474685936497558ca174/scripts/kitchen/d4rl_datasets/",
         "ratios": ("0.3", "0.5", "1"),
-        "mini": {"player": "kitchen-complete", "trajectories": 19, "minimum_return": 4.0},
+        "mini": KITCHEN["mini"] | {
+            "player": "kitchen-complete", "trajectories": 19, "minimum_return": 4.0},
     },
     "kitchen-partial": KITCHEN | {
         "dataset": "kitchen-partial-v0",
         "ratios": ("0.01", "0.1", "1"),
-        "mini": {"player": "kitchen-partial", "trajectories": 601},
+        "mini": KITCHEN["mini"] | {"player": "kitchen-partial", "trajectories": 601},
     },
     "breakout-medium": ATARI | {
         "env": "BreakoutNoFrameskip-v4",

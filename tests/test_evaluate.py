@@ -53,7 +53,7 @@ def one_episode(model, target, episode):
 
 
 def test_lock_step_equals_one_episode_at_a_time(model):
-    played = evaluate.play(model, CONFIG, torch.device("cpu"))
+    played = evaluate.play(model, CONFIG | {"at_once": 4}, torch.device("cpu"))  # six episodes, so 4 and 2
     assert [(target, episode) for target, episode, _, _ in played] == [
         (t, e) for t in (1800.0, 600.0) for e in range(3)]
     lengths = set()
