@@ -3,12 +3,12 @@
 MuJoCo      D4RL's "medium" data come from a SAC agent stopped when it reaches about a third of the
             expert's return, sampled stochastically (Fu et al. 2020, section 5). The mini profile's come
             from the same kind of agent, trained here on the same environment, stopped by the same rule.
-Reacher2d   also SAC, stopped at the mean return of the authors' dataset, 36 of 100.
+Reacher2d   also SAC, stopped where its episodes earn about as much as the authors' dataset, 36 of 100.
 Kitchen     a script that moves the arm along way-points. Atari: scripts that read the emulator's memory.
 
     .venv/bin/pip install -r requirements-players.txt    # stable-baselines3, needed only to train
     .venv/bin/python players.py hopper-medium            # half an hour on one core
-    .venv/bin/python players.py reacher2d-medium --fraction 0.36 --every 5000 --episodes 50
+    .venv/bin/python players.py reacher2d-medium --fraction 0.3 --every 5000 --episodes 200
     .venv/bin/python players.py hopper-medium --measure  # a player's returns, trained or scripted
 
 reads   nothing but the environment
