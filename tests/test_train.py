@@ -48,7 +48,7 @@ def test_training_arrays(data):
 
 def test_named_returns_and_rewards(data):
     """The released Atari code leaves the step's own reward out; the kitchen's data have two kinds."""
-    plain = train.training_arrays(data, CONFIG | {"return_scale": 2.0})[0]["returns_to_go"][:, 0]
+    plain = train.training_arrays(data, CONFIG | {"return_scale": 2.0})[0]["returns_to_go"][:, 0].numpy()
     later = train.training_arrays(data, CONFIG | {"return_scale": 2.0, "returns": "exclusive"})[0]
     assert np.allclose(later["returns_to_go"][:, 0], plain - data["rewards"] / 2, atol=1e-5)
     data["dataset_rewards"] = np.ones(18, np.float32)
