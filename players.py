@@ -495,17 +495,20 @@ def train(task, steps, every, episodes, fraction, seed):
     The expert is the reference of the normalised score. "Reaches" is judged on `episodes` episodes that no
     training step saw, so one lucky episode does not stop the run.
     """
-    import torch
-    from stable_baselines3 import SAC
-    from stable_baselines3.common.callbacks import BaseCallback
-
     from prepare_data import reference
 
-    torch.set_num_threads(1)
     row = tasks.configuration(f"mini/{task}-1/dt/seed0")
     player = row["player"]
     if player not in tasks.TRAINED:
         sys.exit(f"players: {task} is played by a script; there is nothing to train, only to --measure")
+    try:
+        import torch
+        from stable_baselines3 import SAC
+        from stable_baselines3.common.callbacks import BaseCallback
+    except ImportError:
+        sys.exit("players: training needs stable-baselines3: .venv/bin/pip install -r requirements-players.txt")
+
+    torch.set_num_threads(1)
     goal = fraction * reference(row)[1]
     folder = Path("build/players") / player
     folder.mkdir(parents=True, exist_ok=True)
