@@ -506,7 +506,7 @@ def train(task, steps, every, episodes, fraction, seed):
         from stable_baselines3 import SAC
         from stable_baselines3.common.callbacks import BaseCallback
     except ImportError:
-        sys.exit("players: training needs stable-baselines3: .venv/bin/pip install -r requirements-players.txt")
+        sys.exit("players: training needs stable-baselines3: pip install -r requirements-players.txt")
 
     torch.set_num_threads(1)
     goal = fraction * reference(row)[1]
