@@ -560,7 +560,11 @@ def player_id(config, profile, data):
 
 def file_id(path, config, digest, given):
     """What rows call a file: D4RL's name only if it is D4RL's file."""
-    if path.name == "main_data.hdf5":
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        minari = "episode_0" in file
+    if minari:  # by its content, whatever the file is called
         folder = path.resolve().parent
         return f"minari-{(folder.parent if folder.name == 'data' else folder).name}"
     genuine = digest.startswith(config["sha256"]) if "sha256" in config else not given
