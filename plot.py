@@ -63,8 +63,10 @@ def load_results(cell):
         for row in rows:
             for name in ("seed", "step", "episode", "length", "data_episodes"):
                 row[name] = int(row[name])
-            for name in ("target_return", "return", "normalized_score", "data_score"):
-                row[name] = float(row[name] or "nan") if name == "data_score" else float(row[name])
+            for name in ("return", "normalized_score"):
+                row[name] = float(row[name])
+            row["data_score"] = float(row["data_score"] or "nan")
+            row["target_return"] = float(row["target_return"]) if row["target_return"] else None
     except ValueError as error:
         sys.exit(f"plot: {path} holds something that is no number ({error}); make it again")
     if not rows or {row["profile"] for row in rows} != {cell.split("/")[0]}:
@@ -99,12 +101,13 @@ def paper_scores(task, ratio):
 
 
 def summarise(rows, window):
-    """One dict a method: seeds, LM, score and interval at the largest target, and the best target."""
+    """One dict a method: seeds, LM, score and interval at the largest target, and the best target.
+    Baselines have no target: None stands for it."""
     table = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         scores = {target: samples([row for row in own if row["target_return"] == target], window)
-                  for target in sorted({row["target_return"] for row in own}, reverse=True)}
+                  for target in sorted({row["target_return"] for row in own}, key=lambda t: -(t or 0))}
         largest = next(iter(scores))
         best = max(scores, key=lambda target: np.mean(scores[target]))
         seeds = sorted({row["seed"] for row in own})
@@ -122,11 +125,13 @@ def print_table(cell, rows, table, window):
     paper = paper_scores(task, ratio)
     first = rows[0]
     print(f"\n{cell}: data {first['data']}, {first['data_episodes']} episodes")
-    last = max(line["steps"] for line in table)
-    print(f"score: mean over the last {window} evaluations (up to step {last:,}) at target return "
-          f"{table[0]['target']:g}\n       0 is {SCALE[tasks.TASKS[task]['suite']]}\n")
-    head = (f"{'method':11} {'language model':21} {'seeds':>5} {'score [95 % interval]':>22} {'over':>11} "
-            f"{'best target':>13} | {'the paper*':>10}")
+    targets = [line["target"] for line in table if line["target"]]
+    at = f" at target return {targets[0]:g}" if targets else ""
+    print(f"score: mean over the last {window} evaluations{at}")
+    print(f"       0 is {SCALE[tasks.TASKS[task]['suite']]}\n")
+    wide = max(11, *(len(line["method"]) for line in table))
+    head = (f"{'method':{wide}} {'language model':21} {'steps':>7} {'seeds':>5} "
+            f"{'score [95 % interval]':>22} {'over':>11} {'best target':>13} | {'the paper*':>10}")
     print(head)
     print("-" * len(head))
     for line in table:
@@ -134,10 +139,11 @@ def print_table(cell, rows, table, window):
         score = f"{line['score']:.1f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
         over = f"{line['n']} {'seeds' if len(line['seeds']) > 1 else 'episodes'}"
         seeds = " ".join(map(str, line["seeds"]))
-        print(f"{line['method']:11} {line['lm']:21} {seeds:>5} {score:>22} {over:>11} "
-              f"{line['best']:>5.1f} at {line['best_target']:>4g} | {paper.get(line['method'], '-'):>10}")
+        best = f"{line['best']:.1f} at {line['best_target']:>4g}" if line["target"] else "no targets"
+        print(f"{line['method']:{wide}} {line['lm']:21} {line['steps']:>7,} {seeds:>5} {score:>22} "
+              f"{over:>11} {best:>13} | {paper.get(line['method'], '-'):>10}")
     if np.isfinite(first["data_score"]):
-        print(f"{'data mean':11} {'':21} {'':>5} {first['data_score']:>22.1f} {'':>11} {'':>13} |")
+        print(f"{'data mean':{wide + 36}} {first['data_score']:>22.1f} {'':>11} {'':>13} |")
     if profile == "mini":
         print("* the paper's own score for this cell: its data, GPT-2, 100K steps, 3 seeds. Mini numbers\n"
               "  come from other data, a small LM and a short training; they are not comparable with it.")
@@ -156,23 +162,28 @@ def draw(cell, rows, table, window, path):
     profile, task, ratio = tasks.parse_cell(cell)
     paper = paper_scores(task, ratio)
     methods = list(tasks.METHODS)
+    targets = sorted({target for line in table for target in line["scores"] if target}, reverse=True)
     figure, (curves, points) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(3, 2), sharey=True,
                                             layout="constrained")
     for number, line in enumerate(table):
-        colour = f"C{methods.index(line['method']) % 10 if line['method'] in methods else 9}"
+        place = methods.index(line["method"]) if line["method"] in methods else -1
+        colour = plt.get_cmap("tab10" if 0 <= place < 10 else "tab20b")(place % 20)
         own = [row for row in rows if row["method"] == line["method"]
                and row["target_return"] == line["target"]]
         steps = sorted({row["step"] for row in own})
         measured = [samples([row for row in own if row["step"] == step], 1) for step in steps]
         means = [np.mean(values) for values in measured]
         bounds = [interval(values) or (mean, mean) for values, mean in zip(measured, means, strict=True)]
-        curves.plot(steps, means, "o-", ms=4, color=colour, label=f"{line['method']} ({line['lm']})")
-        curves.fill_between(steps, *zip(*bounds, strict=True), color=colour, alpha=0.15, lw=0)
+        label = line["method"] + (f" ({line['lm']})" if line["lm"] != "none" else "")
+        # methods differ in their number of steps: the curves share the course of training
+        course = [step / steps[-1] for step in steps]
+        curves.plot(course, means, "o-", ms=4, color=colour, label=f"{label}, {steps[-1]:,} steps")
+        curves.fill_between(course, *zip(*bounds, strict=True), color=colour, alpha=0.15, lw=0)
         if profile == "paper" and line["method"] in paper:  # never beside mini numbers
             curves.axhline(float(paper[line["method"]].split("±")[0]), color=colour, ls=":", lw=1.2,
                            label=f"{line['method']} in the paper")
-        for place, scores in enumerate(line["scores"].values()):
-            x = place * (len(table) + 1) + number
+        for target, scores in line["scores"].items():
+            x = (targets.index(target) if target in targets else 0) * (len(table) + 1) + number
             spread = np.random.default_rng(0).uniform(-0.18, 0.18, len(scores))
             points.plot(x + spread, scores, ".", color=colour, alpha=0.5, ms=5)
             low, high = interval(scores) or (np.mean(scores), np.mean(scores))
@@ -187,17 +198,17 @@ def draw(cell, rows, table, window, path):
     if np.isfinite(data_score):
         curves.annotate("mean of the data", (0.01, data_score), xycoords=("axes fraction", "data"),
                         textcoords="offset points", xytext=(0, 3), fontsize=8, color="grey")
-    targets = list(table[0]["scores"])
     points.set_xticks([place * (len(table) + 1) + (len(table) - 1) / 2 for place in range(len(targets))],
                       [f"target {target:g}" for target in targets])
     several = any(len(line["seeds"]) > 1 for line in table)
     points.set_title(f"last {window} evaluations; a dot is a{' seed' if several else 'n episode'}",
                      fontsize=9)
-    curves.set_title(f"target return {table[0]['target']:g}; bands are 95 % intervals", fontsize=9)
-    curves.set_xlabel("training step")
+    curves.set_title((f"target return {targets[0]:g}; " if targets else "") + "bands are 95 % intervals",
+                     fontsize=9)
+    curves.set_xlabel("share of the training steps")
     curves.set_ylabel("normalised score")
     curves.set_ylim(bottom=min(0, curves.get_ylim()[0]))
-    curves.legend(fontsize=8, loc="lower right")
+    curves.legend(fontsize=7 if len(table) > 4 else 8, loc="best")
     seeds = sorted({row["seed"] for row in rows})
     note = "small LM, own data: not the paper's numbers" if profile == "mini" else "the paper's settings"
     figure.suptitle(f"{task}, ratio {ratio:g}   |   profile {profile} ({note})   |   data {rows[0]['data']}"

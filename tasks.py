@@ -6,38 +6,51 @@ A cell is ENV-DATASET-RATIO (`hopper-medium-0.01`), a run is PROFILE/CELL/METHOD
     python3 tasks.py                                            # every cell, as `make list` prints it
     python3 tasks.py paper/hopper-medium-0.01/lamo/seed0        # one run's configuration, as JSON
 
-    configuration = DEFAULTS | TASKS[task] | METHODS[method], each with its part for the profile
+    configuration = DEFAULTS | SEQUENCE | TASKS[task] | METHODS[method], each with its part for the
+    profile; the baselines have none of SEQUENCE
 
 To add a task, add a row to TASKS. Published scores stand in paper/scores.csv.
 Sources: LaMo, arXiv 2310.20587 (camera-ready), and its released code, srzer/LaMo-2023@3e4fcc8.
 """
 
+import argparse
 import hashlib
 import json
 import sys
 
-# What LaMo's D4RL runs share: appendix tables 6 and 7, run.sh, experiment.py.
+# What every method has. A comment names the source where it is not appendix table 6 or run.sh.
 DEFAULTS = {
+    "kitchen_reward": "sparse",  # 1 the first time a sub-task is done; "dataset": each step, how many are
+    "batch_size": 64,
+    "steps": 100_000,
+    "lr": 1e-4,
+    # checkpoints and evaluation
+    "eval_every": 2_500,       # steps between checkpoints, each of which is evaluated
+    "score_window": 8,         # the score averages so many last evaluations: the last 20K steps
+    "episodes": 20,            # a target return
+    "at_once": 40,             # episodes played side by side
+    "log_every": 100,          # steps a row of train.csv averages over
+}
+
+# What sequence models add, train.py: LaMo's D4RL runs, appendix tables 6 and 7, run.sh, experiment.py.
+SEQUENCE = {
     # model
-    "lm": "gpt2",              # a hub name, a local folder, or a name in LANGUAGE_MODELS
-    "trunk": "pretrained",     # "pretrained": the LM above; "dt": a small random transformer
-    "train": "lora",           # what trains in the trunk: "lora" or "all"
+    "lm": "gpt2",              # a hub name, a folder, a GGUF file, or a name in LANGUAGE_MODELS
+    "trunk": "pretrained",     # "pretrained": the LM; "random": its shape alone; "dt": a small transformer
+    "train": "lora",           # what trains in the trunk: "lora", "all" or "nothing"
     "embeddings": "mlp",       # "mlp": residual blocks and an MLP head; "linear": linear and tanh
     "lora": "loralib",         # "loralib": q, k and v each have an A, biases train; "peft": one A, no biases
     "lora_rank": 16,
     "lora_alpha": 32,
+    "adapter": "",             # a folder in peft's format that LoRA starts from
     "dropout": 0.1,
     "quick_init": False,       # He's initialisation of the CNN and small time embeddings
     "squash_logits": False,    # a tanh on the logits of discrete actions
     # data
     "context": 20,             # K, environment steps the model sees
-    "batch_size": 64,
     "returns": "inclusive",    # a return-to-go has its own step's reward in it; "exclusive": only later ones
-    "kitchen_reward": "sparse",  # 1 the first time a sub-task is done; "dataset": each step, how many are
     # optimisation
-    "steps": 100_000,
     "warmup": 2_500,           # steps of linear warm-up
-    "lr": 1e-4,
     "schedule": "constant",    # after the warm-up; or "cosine" to a tenth, or "tokens", see train.py
     "weight_decay": 1e-5,
     "adam_eps": 1e-6,
@@ -47,18 +60,39 @@ DEFAULTS = {
     "lm_batch_size": 2,
     "lm_block": 1024,          # tokens of a text block
     "lm_positions": True,      # give the text its position embeddings (the released code does not)
-    # checkpoints and evaluation
-    "eval_every": 2_500,       # steps between checkpoints, each of which is evaluated
+    # evaluation
     "clip_rewards": False,     # the return still to come counts rewards by their sign
-    "score_window": 8,         # the score averages so many last evaluations: the last 20K steps
-    "episodes": 20,            # a target return
-    "at_once": 40,             # episodes played side by side
-    "log_every": 100,          # steps a row of train.csv averages over
+}
+
+# What the baselines add, baselines.py: CORL's settings, which the paper took over (p. 17), for 100K
+# steps instead of CORL's million. Atari: d3rlpy's.
+BASELINE = {
+    "batch_size": 256,
+    "lr": 3e-4,
+    "actor_lr": 3e-4,
+    "hidden": 256,             # units of a layer
+    "hidden_layers": 2,
+    "actor_dropout": 0.0,
+    "discount": 0.99,
+    "target_rate": 0.005,      # how far the target networks move at an update
+    "normalize_rewards": False,  # by 1000 / (largest - smallest return of the data)
+    "logit_penalty": 0.5,      # BC, discrete: on the squared logits
+    "bc_alpha": 2.5,           # TD3+BC: the weight of Q against imitation
+    "policy_noise": 0.2,       #   of the target's actions,
+    "noise_clip": 0.5,         #   at most
+    "policy_every": 2,         #   updates of the critics for one of the actor
+    "expectile": 0.7,          # IQL
+    "beta": 3.0,               #   inverse temperature of the advantages' weights
+    "deterministic": False,    #   actor without a variance
+    "cql_alpha": 10.0,         # CQL: the weight of the conservative term
+    "cql_actions": 10,         #   sampled from each of three distributions
+    "target_every": 8_000,     #   discrete: steps between copies of the target network
+    "mini": {"steps": 10_000, "eval_every": 2_000, "log_every": 200},
 }
 
 CHOICES = {
-    "trunk": ("pretrained", "dt"), "train": ("lora", "all"), "embeddings": ("mlp", "linear"),
-    "lora": ("loralib", "peft"), "returns": ("inclusive", "exclusive"),
+    "trunk": ("pretrained", "random", "dt"), "train": ("lora", "all", "nothing"),
+    "embeddings": ("mlp", "linear"), "lora": ("loralib", "peft"), "returns": ("inclusive", "exclusive"),
     "kitchen_reward": ("sparse", "dataset"), "schedule": ("constant", "cosine", "tokens"),
 }
 
@@ -126,8 +160,8 @@ ATARI = {
              "score_window": 2, "player_horizon": 10_000},       # whole games of Pong
 }
 
-# A dict inside a row holds only where its name says: a profile ("mini"), a suite ("atari"), both
-# ("mini-atari"), or the released code ("released").
+# A dict inside a row holds only where its name says: a suite ("atari"), a task ("hopper-medium"), a profile
+# ("mini"), profile and suite ("mini-atari"), or the released code ("released").
 # Data, target returns (appendix table 6) and horizon in environment units. reference: the returns of a
 # random player and of an expert (Atari: a human), where d4rl's infos.py has none.
 TASKS = {
@@ -229,11 +263,9 @@ TASKS = {
     },
 }
 
-# Each method states only what differs from LaMo.
+# Each method states only what differs from LaMo; "update" marks the baselines.
 METHODS = {
     "lamo": {},
-    "lamo-lm0.1": {"lm_weight": 0.1},         # co-training, as in run_cotrain.sh
-    "lamo-released": {},                      # with what the tasks' rows call "released"
     "dt": {                                   # Decision Transformer: 3 layers of 128, one head
         "lm": None,
         "trunk": "dt",
@@ -246,6 +278,53 @@ METHODS = {
         "mini": {"lr": 3e-4},                 # all its weights train: 1e-3 is unstable, but
         "mini-atari": {"lr": 1e-3},           # on pixels it is not
     },
+    "wiki": {                                 # Wiki-RL: the LM is fine-tuned whole, with DT's settings
+        "train": "all",
+        "embeddings": "linear",
+        "weight_decay": 1e-4,
+        "lm_weight": 0.0,
+        "mini": {"lr": 3e-4},
+        "mini-atari": {"lr": 1e-3},
+    },
+    "bc": BASELINE | {
+        "update": "bc",
+        "atari": {"batch_size": 100, "lr": 1e-3},
+        "mini-atari": {"batch_size": 32, "steps": 1_500, "eval_every": 300, "log_every": 50},
+    },
+    "td3bc": BASELINE | {"update": "td3bc"},
+    "iql": BASELINE | {
+        "update": "iql",
+        "hopper-medium": {"deterministic": True, "normalize_rewards": True, "target_rate": 0.001},
+        "kitchen": {"beta": 0.5, "actor_dropout": 0.1},      # the settings of IQL's authors
+    },
+    "cql": BASELINE | {
+        "update": "cql",
+        "hidden_layers": 3,
+        "actor_lr": 3e-5,
+        "hopper-medium": {"normalize_rewards": True},
+        "atari": {"batch_size": 32, "lr": 6.25e-5, "cql_alpha": 1.0},
+        # CQL samples 30 actions a state, which two cores do not do in minutes
+        "mini": {"batch_size": 128, "hidden_layers": 2, "cql_actions": 4, "actor_lr": 3e-4,
+                 "steps": 10_000, "eval_every": 2_000, "log_every": 200},
+        "mini-atari": {"batch_size": 32, "lr": 5e-4, "target_every": 250, "steps": 1_500, "eval_every": 300,
+                       "log_every": 50},
+    },
+    # ablations of the paper's section 5.5 and appendix
+    "lamo-random": {"trunk": "random"},       # the LM's shape with random weights, frozen all the same
+    "lamo-random-corpus": {"lm": None, "mini": {"lm": "mini-random"}},
+    "lamo-early": {"lm": None, "mini": {"lm": "mini-early"}},
+    "lamo-linear": {"embeddings": "linear"},
+    "lamo-mlp": {"embeddings": "mlp"},        # Hopper's LaMo has linear ones
+    "lamo-full": {"train": "all", "mini": {"lr": 3e-4}, "mini-atari": {"lr": 1e-3}},
+    "lamo-frozen": {"train": "nothing"},
+    "lamo-lm0": {"lm_weight": 0.0},
+    "lamo-lm0.1": {"lm_weight": 0.1},         # as in run_cotrain.sh
+    "lamo-lm1": {"lm_weight": 1.0},
+    "lamo-rank4": {"lora_rank": 4, "lora_alpha": 8, "atari": {"lora_alpha": 4}},
+    "lamo-rank64": {"lora_rank": 64, "lora_alpha": 128, "atari": {"lora_alpha": 64}},
+    "lamo-medium": {"lm": "gpt2-medium", "mini": {"lm": None}},
+    "lamo-smollm2": {"lm": "smollm2"},
+    "lamo-released": {},                      # with what the tasks' rows call "released"
 }
 
 TRAINED = ("hopper", "halfcheetah", "walker2d", "reacher2d")  # players in assets/players; others are scripts
@@ -299,29 +378,56 @@ def parse_run(name):
     return profile, task, ratio, parts[2], int(parts[3][4:])
 
 
-def applies(task, method):
-    return not method.endswith("-released") or "released" in TASKS[task]
+def is_baseline(method):
+    return "update" in METHODS[method]
+
+
+def missing(task, method):
+    """Why a method does not exist on a task, or None."""
+    if method.endswith("-released") and "released" not in TASKS[task]:
+        return f"{task} has no released part, so {method} would be plain lamo; use that"
+    if method in ("td3bc", "iql") and TASKS[task]["suite"] == "atari":
+        return f"{method} needs continuous actions, and those of {task} are buttons; use bc or cql"
+    return None
 
 
 def configuration(run, **overrides):
-    """The flat dict of settings that a run's name stands for. Overrides that are None are ignored."""
+    """The flat dict of settings that a run's name stands for. Overrides that are None are ignored, and
+    those that the method has no use for."""
     profile, task, ratio, method, seed = parse_run(run)
-    if not applies(task, method):
-        fail(f"tasks: {task} has no released part, so {method} would be plain lamo; use that")
-    config = dict(DEFAULTS)
-    if profile == "mini":
-        config |= MINI
-    parts = (TASKS[task]["suite"], "released" if method.endswith("-released") else "", profile,
-             f"{profile}-{TASKS[task]['suite']}")
+    if missing(task, method):
+        fail(f"tasks: {missing(task, method)}")
+    config = DEFAULTS | SEQUENCE | (MINI if profile == "mini" else {})
+    suite = TASKS[task]["suite"]
+    parts = (suite, task, "released" if method.endswith("-released") else "", profile, f"{profile}-{suite}")
     for row in (TASKS[task], METHODS[method]):
         config |= {name: value for name, value in row.items() if not isinstance(value, dict)}
         for part in parts:
             config |= row.get(part, {})
     del config["ratios"]
-    config.setdefault("max_timestep", config["horizon"])
-    config |= {key: value for key, value in overrides.items() if value is not None}
+    if is_baseline(method):
+        for name in (*SEQUENCE, "target_returns", "return_scale"):
+            del config[name]
+    else:
+        config.setdefault("max_timestep", config["horizon"])
+    config |= {key: value for key, value in overrides.items() if value is not None and key in config}
     return {"profile": profile, "cell": run.split("/")[-3], "task": task, "ratio": ratio,
             "method": method, "seed": seed} | config
+
+
+def options(manual):
+    """The command line of train.py and baselines.py: every setting can be overridden there. One that
+    the method has no use for (DT's lora_rank) is ignored, so that one ARGS= serves several methods."""
+    parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="PROFILE/CELL/METHOD/seedN")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    for name, value in (BASELINE | SEQUENCE | DEFAULTS).items():
+        if isinstance(value, bool):
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
+        elif not isinstance(value, dict):
+            parser.add_argument(f"--{name}", type=type(value), choices=CHOICES.get(name),
+                                **({} if name in CHOICES else {"metavar": str(value) or "''"}))
+    return parser
 
 
 def digest(profile, task, method):
@@ -336,15 +442,20 @@ def digest(profile, task, method):
 def axes():
     """What the Makefile needs to know, as make variables."""
     players = [(task, configuration(f"mini/{task}-1/dt/seed0")["player"]) for task in TASKS]
-    uses_lm = [method for method, row in METHODS.items() if row.get("lm", "gpt2")]
+    baselines = [method for method in METHODS if is_baseline(method)]
+    uses_lm = [method for method, row in METHODS.items()
+               if method not in baselines and row.get("trunk") != "dt"]
     runs = [(profile, task, method) for profile in PROFILES for task in TASKS for method in METHODS
-            if applies(task, method)]
-    text = ["/".join(run) for run in runs
-            if configuration("{}/{}-1/{}/seed0".format(*run))["lm_weight"] > 0]
+            if not missing(task, method)]
+    configurations = {run: configuration("{}/{}-1/{}/seed0".format(*run)) for run in runs}
+    text = ["/".join(run) for run in runs if configurations[run].get("lm_weight", 0) > 0]
+    own_lm = {(profile, method): config["lm"] or "" for (profile, _, method), config in configurations.items()
+              if method in uses_lm}
     return "\n".join([
         f"TASKS := {' '.join(TASKS)}", f"CELLS := {' '.join(cells())}",
-        f"ALL_METHODS := {' '.join(METHODS)}", f"LM_METHODS := {' '.join(uses_lm)}",
-        f"TEXT_RUNS := {' '.join(text)}",
+        f"ALL_METHODS := {' '.join(METHODS)}", f"BASELINES := {' '.join(baselines)}",
+        f"LM_METHODS := {' '.join(uses_lm)}", f"TEXT_RUNS := {' '.join(text)}",
+        *(f"LM_{profile}/{method} := {lm}" for (profile, method), lm in own_lm.items()),
         *(f"PLAYER_{task} := assets/players/{player}.npz" for task, player in players if player in TRAINED),
         *(f"LM_FILE_{name} := {folder}/model.safetensors" for name, folder in LANGUAGE_MODELS.items()),
         *(f"DIGEST_{'/'.join(run)} := {digest(*run)}" for run in runs)])

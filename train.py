@@ -19,7 +19,6 @@ same bytes as one that was never killed, and equal seeds give equal bytes on the
 the same number of threads.
 """
 
-import argparse
 import csv
 import hashlib
 import json
@@ -30,16 +29,7 @@ from pathlib import Path
 
 import tasks
 
-OPTIONS = argparse.ArgumentParser(description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-OPTIONS.add_argument("run", help="PROFILE/CELL/METHOD/seedN")
-OPTIONS.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-for _name, _value in tasks.DEFAULTS.items():
-    if isinstance(_value, bool):
-        OPTIONS.add_argument(f"--{_name}", action=argparse.BooleanOptionalAction)
-    else:
-        OPTIONS.add_argument(f"--{_name}", type=type(_value), choices=tasks.CHOICES.get(_name),
-                             **({} if _name in tasks.CHOICES else {"metavar": str(_value)}))
+OPTIONS = tasks.options(__doc__)
 
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds, so --help does not
@@ -183,9 +173,7 @@ def code_version():
 
 
 class Log:
-    """train.csv: each row averages the steps since the last one."""
-
-    columns = ("step", "action_loss", "language_loss", "lr", "gradient_norm")
+    """train.csv: each row averages what was added since the last one."""
 
     def __init__(self, path, done):
         self.path, self.rows, self.seen = path, [], []
@@ -193,17 +181,18 @@ class Log:
             with open(path, newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
 
-    def add(self, *values):
+    def add(self, values):
         self.seen.append(values)
 
-    def row(self, step, lr):
-        action, language, norm = np.mean(self.seen, axis=0)
+    def row(self, step, **now):
+        names = dict.fromkeys(name for values in self.seen for name in values)
+        means = {name: np.mean([values[name] for values in self.seen if name in values]) for name in names}
+        self.rows.append({"step": step, **{name: f"{mean:.6g}" for name, mean in (means | now).items()}})
         self.seen = []
-        self.rows.append({"step": step, "action_loss": f"{action:.6f}", "language_loss": f"{language:.6f}",
-                          "lr": f"{lr:.3g}", "gradient_norm": f"{norm:.5f}"})
 
     def save(self):
-        write_csv(self.path, self.columns, self.rows)
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        write_csv(self.path, tuple(columns), self.rows)
 
 
 # --- the stage ---------------------------------------------------------------------------------
@@ -250,31 +239,48 @@ def learning_rate(config, step, acting):
     return lr
 
 
-def resume(folder, record, model, optimizer):
-    """Load state.safetensors if it belongs to this configuration; returns the steps done."""
-    path = folder / "state.safetensors"
-    same = path.exists() and load_config(folder) | {"code": ""} == record | {"code": ""}
-    if not same:
+def start_run(config):
+    """(name, folder) of a run; the folder is there, without leftovers of a write that was killed."""
+    run = f"{config['profile']}/{config['cell']}/{config['method']}/seed{config['seed']}"
+    folder = RUNS / run
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.part*"):
+        leftover.unlink()
+    return run, folder
+
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam and AdamW remember of a parameter
+
+
+def resume(folder, record, tensors, optimizers):
+    """Write config.json, and load state.safetensors into {name: tensor} and the optimisers if it belongs
+    to this configuration; returns the steps done."""
+    path, done = folder / "state.safetensors", 0
+    if path.exists() and load_config(folder) | {"code": ""} == record | {"code": ""}:
+        state, metadata = load_tensors(path)
+        done = int(metadata["step"])
+        optimized = {id(p): optimizer for optimizer in optimizers
+                     for group in optimizer.param_groups for p in group["params"]}
+        for name, tensor in tensors.items():
+            tensor.data.copy_(state[f"weight/{name}"])
+            if f"step/{name}" in state:
+                optimized[id(tensor)].state[tensor] = {
+                    moment: state[f"{moment}/{name}"].to(tensor.device) for moment in MOMENTS}
+    else:
         for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv")]:
             stale.unlink()
-        return 0
-    state, metadata = load_tensors(path)
-    for name, p in trainable(model).items():
-        p.data.copy_(state[f"weight/{name}"])
-        optimizer.state[p] = {"step": torch.tensor(float(metadata["step"])),
-                              "exp_avg": state[f"exp_avg/{name}"].to(p.device),
-                              "exp_avg_sq": state[f"exp_avg_sq/{name}"].to(p.device)}
-    return int(metadata["step"])
+    write_whole(folder / "config.json",
+                lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
+    return done
 
 
-def save_state(folder, step, model, optimizer):
-    tensors = {}
-    for name, p in trainable(model).items():
-        moments = optimizer.state.get(p, {})
-        zeros = torch.zeros_like(p)  # a parameter without a gradient has no moments yet
-        tensors |= {f"weight/{name}": p, f"exp_avg/{name}": moments.get("exp_avg", zeros),
-                    f"exp_avg_sq/{name}": moments.get("exp_avg_sq", zeros)}
-    save_tensors(folder / "state.safetensors", tensors, step=step)
+def save_state(folder, step, tensors, optimizers):
+    state = {f"weight/{name}": tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        for optimizer in optimizers:
+            if tensor in optimizer.state:  # one without a gradient has no moments
+                state |= {f"{moment}/{name}": optimizer.state[tensor][moment] for moment in MOMENTS}
+    save_tensors(folder / "state.safetensors", state, step=step)
 
 
 def load_data(config):
@@ -309,25 +315,24 @@ def load_text(config):
     return arrays["tokens"], provenance
 
 
-def make_record(config, model, data, text, mean, std, device):
+def make_record(config, data, mean, std, device, parameters, lm_id="none", text=None):
     """What config.json holds: all that a number of this run can be traced to."""
     record = config | {
-        "lm_id": language_model_id(config["lm"], model.trunk) if config["lm"] else "none",
-        "data": data["data"], "data_episodes": data["episodes"], "data_return_mean": data["return_mean"],
-        "reference_min": data["reference_min"], "reference_max": data["reference_max"], "text": text,
-        "state_mean": mean.tolist(), "state_std": std.tolist(), "parameters": parameter_counts(model),
-        "code": code_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "device": str(device), "threads": torch.get_num_threads()}
+        "lm_id": lm_id, "data": data["data"], "data_episodes": data["episodes"],
+        "data_return_mean": data["return_mean"], "reference_min": data["reference_min"],
+        "reference_max": data["reference_max"], "text": text, "state_mean": mean.tolist(),
+        "state_std": std.tolist(), "parameters": parameters, "code": code_version(),
+        "torch": torch.__version__, "numpy": np.__version__, "device": str(device),
+        "threads": torch.get_num_threads()}
     return json.loads(json.dumps(record))  # as it will be read back: tuples become lists
 
 
 def train(run, device, **overrides):
     config = tasks.configuration(run, **overrides)
-    run = f"{config['profile']}/{config['cell']}/{config['method']}/seed{config['seed']}"
-    folder = RUNS / run
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.part*"):  # of a write that was killed
-        leftover.unlink()
+    if "update" in config:
+        sys.exit(f"train: {config['method']} learns from single transitions; train it with: "
+                 f"python baselines.py {run}")
+    run, folder = start_run(config)
     device = pick_device(device)
 
     data, provenance = load_data(config)
@@ -336,11 +341,10 @@ def train(run, device, **overrides):
     torch.manual_seed(config["seed"])
     model = build_model(config).to(device)
     optimizer = make_optimizer(model, config)
-    record = make_record(config, model, provenance, text, mean, std, device)
-    done = resume(folder, record, model, optimizer)
-    write_whole(folder / "config.json",
-                lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
-    counts = record["parameters"]
+    counts = parameter_counts(model)
+    record = make_record(config, provenance, mean, std, device, counts,
+                         language_model_id(config, model.trunk), text)
+    done = resume(folder, record, trainable(model), [optimizer])
     print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; trains "
           f"{counts['trainable']:,} of {counts['all']:,} parameters "
           f"({100 * counts['trainable'] / counts['all']:.1f} %; in the trunk "
@@ -377,17 +381,18 @@ def train(run, device, **overrides):
             group["lr"] = lr
         optimizer.step()
 
-        log.add(action_loss.item(), language_loss.item(), norm.item())
+        log.add({"action_loss": action_loss.item(), "language_loss": language_loss.item(),
+                 "gradient_norm": norm.item()})
         last = step + 1 == config["steps"]
         checkpoint = (step + 1) % config["eval_every"] == 0
         if (step + 1) % config["log_every"] == 0 or checkpoint or last:
-            log.row(step + 1, lr)
+            log.row(step + 1, lr=lr)
             bar.set_postfix(action_loss=log.rows[-1]["action_loss"])
         if checkpoint and not last:
             log.save()
             save_tensors(folder / f"step-{step + 1:07d}.safetensors", trainable(model), run=run,
                          step=step + 1)
-            save_state(folder, step + 1, model, optimizer)
+            save_state(folder, step + 1, trainable(model), [optimizer])
     log.save()
     save_tensors(folder / "final.safetensors", trainable(model), run=run, step=config["steps"])
     (folder / "state.safetensors").unlink(missing_ok=True)

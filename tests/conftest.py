@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+torch.set_num_threads(1)  # two test processes share two cores
 
 KIT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +29,7 @@ def session_kit(tmp_path_factory):
 
 
 def make_kit(folder):
-    for path in [*KIT.glob("*.py"), KIT / "Makefile", KIT / "requirements.txt"]:
+    for path in [*KIT.glob("*.py"), KIT / "Makefile", *KIT.glob("requirements*.txt")]:
         shutil.copy(path, folder)
     shutil.copytree(KIT / "paper", folder / "paper")
     (folder / "assets").symlink_to(KIT / "assets")
@@ -60,7 +63,6 @@ def one_line(done):
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory):
     """A folder in the hub's format: a 2-layer GPT-2 with random weights and a real tokenizer."""
-    import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

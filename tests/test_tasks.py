@@ -1,31 +1,42 @@
-"""Every task of the paper through every stage at toy size, by the commands its users type."""
+"""Every task of the paper through every stage at toy size: by the stages' own functions, and by the
+commands their users type for the paper profile's files."""
 
 import csv
 import json
+import multiprocessing
+import multiprocessing.pool
 
 import numpy as np
 import pytest
 from conftest import kitchen_arrays, one_line, replay_arrays, write_d4rl, write_replay
 
+import baselines
+import evaluate
+import plot
+import prepare_data
 import tasks
+import train
 
-SHORT = "ARGS=--steps 2 --eval_every 2 --log_every 1 --batch_size 3 --context 4 --episodes 1 --lm_block 16"
+SETTINGS = {"steps": 2, "eval_every": 2, "log_every": 1, "batch_size": 3, "context": 4, "episodes": 1,
+            "lm_block": 16}
+SHORT = "ARGS=" + " ".join(f"--{name} {value}" for name, value in SETTINGS.items())
+EPISODES = {"horizon": 25, "trajectories": 2, "minimum_return": -1e9, "max_timestep": 30}
 # Two short episodes each, whatever they earn; the rest of every row stays.
-TOY = '''
+TOY = f"""
 for _row in TASKS.values():
     for _part in (_row, _row["mini"]) if "mini" in _row else (_row,):
-        _part |= {"horizon": 25, "trajectories": 2, "minimum_return": -1e9, "max_timestep": 30}
+        _part |= {EPISODES}
 
 
-METHODS = {'''
+# Each method states"""
 
 
 @pytest.fixture
 def toy(kit):
     table = kit.folder / "tasks.py"
     text = table.read_text()
-    assert text.count("\nMETHODS = {") == 1
-    table.write_text(text.replace("\nMETHODS = {", TOY))
+    assert text.count("\n# Each method states") == 1
+    table.write_text(text.replace("\n# Each method states", TOY))
     return kit
 
 
@@ -34,29 +45,57 @@ def results(folder, cell):
         return list(csv.DictReader(file))
 
 
+EVERY = ("lamo", "dt", "wiki", "bc", "td3bc", "iql", "cql")
+
+
 @pytest.mark.parametrize("task", tasks.TASKS)
-def test_every_task_goes_through_every_stage(toy, task):
-    cell = f"{task}-1"
-    out = toy("make", cell, SHORT, f"METHODS={'lamo dt' if task == 'pong-medium' else 'lamo'}").stdout
-    row = tasks.configuration(f"mini/{cell}/lamo/seed0")
+def test_every_task_goes_through_every_stage(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multiprocessing, "Pool", multiprocessing.pool.ThreadPool)
+    row = tasks.TASKS[task]
+    monkeypatch.setitem(tasks.TASKS, task, row | EPISODES | {"mini": row.get("mini", {}) | EPISODES})
+    (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog did not. " * 50)
+    cell = f"mini/{task}-1"
+    prepare_data.prepare(prepare_data.OPTIONS.parse_args([cell]))
+    prepare_data.prepare_text(prepare_data.OPTIONS.parse_args(["mini/text", "--text", "text.txt"]))
+    methods = [method for method in EVERY if not tasks.missing(task, method)]
+    for method in methods:
+        stage = baselines if tasks.is_baseline(method) else train
+        stage.train(f"{cell}/{method}/seed0", "cpu", **SETTINGS)
+        evaluate.evaluate(f"{cell}/{method}/seed0", "cpu")
+    evaluate.collect(cell)
+    capsys.readouterr()
+    plot.main(cell, False)
+    out = capsys.readouterr().out
+
+    published = plot.paper_scores(task, 1.0)
+    for method in methods:  # one table with all of them beside the paper's column
+        line, = (line for line in out.splitlines() if line.split(" ")[0] == method)
+        assert line.endswith(published[method]), line
+        assert ("no targets" in line) == tasks.is_baseline(method)
     assert "data mean" in out and "the paper*" in out
-    folder = toy.folder
-    assert (folder / f"figures/mini/{cell}.png").stat().st_size > 10_000
-    rows = results(folder, f"mini/{cell}")
-    targets = {f"{target:g}" for target in row["target_returns"]}
-    assert {r["target_return"] for r in rows} == targets and {r["task"] for r in rows} == {task}
-    assert {r["lm"].split("@")[0] for r in rows} <= {"mini", "none"}
+    assert (tmp_path / f"figures/{cell}.png").stat().st_size > 10_000
+    rows = results(tmp_path, cell)
+    config = tasks.configuration(f"{cell}/lamo/seed0")
+    targets = {f"{target:g}" for target in config["target_returns"]}
+    assert {r["target_return"] for r in rows if not tasks.is_baseline(r["method"])} == targets
+    assert {r["target_return"] for r in rows if tasks.is_baseline(r["method"])} == {""}
+    assert {r["task"] for r in rows} == {task} and {r["method"] for r in rows} == set(methods)
+    assert {r["lm"].split("@")[0] for r in rows} == {"mini", "none"}
     assert all(0 < int(r["length"]) <= 25 for r in rows)
-    config = json.loads((folder / f"runs/mini/{cell}/lamo/seed0/config.json").read_text())
-    low, high = config["reference_min"], config["reference_max"]
+    recorded = json.loads((tmp_path / f"runs/{cell}/lamo/seed0/config.json").read_text())
+    low, high = recorded["reference_min"], recorded["reference_max"]
     for r in rows:  # the normalised score is that of the row's own return
         assert float(r["normalized_score"]) == pytest.approx(
             100 * (float(r["return"]) - low) / (high - low), abs=1e-3)
-    with open(folder / f"runs/mini/{cell}/lamo/seed0/train.csv", newline="") as file:
-        log = list(csv.DictReader(file))
-    assert len(log) == 2 and all(np.isfinite(float(r["action_loss"])) for r in log)
-    assert (float(log[0]["language_loss"]) > 1) == (row["lm_weight"] > 0)
-    assert 0 < float(log[0]["action_loss"]) < 10
+    for method in methods:
+        with open(tmp_path / f"runs/{cell}/{method}/seed0/train.csv", newline="") as file:
+            log = list(csv.DictReader(file))
+        assert len(log) == 2
+        assert all(np.isfinite(float(value)) for r in log for value in r.values() if value)
+        if method == "lamo":
+            assert (float(log[0]["language_loss"]) > 1) == (config["lm_weight"] > 0)
+            assert 0 < float(log[0]["action_loss"]) < 10
 
 
 def test_the_paper_profile_on_the_kitchens_file(toy, tiny_gpt2, tmp_path):
