@@ -60,7 +60,7 @@ def test_the_mini_profile_from_an_empty_folder_and_what_make_redoes(kit):
     assert "mini-random@" in (folder / f"results/mini/{CELL}.csv").read_text()
 
     # co-training on the text every Python has
-    kit("make", CELL, SHORT + " --lm_block 16", "METHODS=lamo-lm0.1")
+    kit("make", CELL, SHORT + " --lm_block 16", "METHODS=lamo-lm0.1 bc")
     with open(folder / f"runs/mini/{CELL}/lamo-lm0.1/seed0/train.csv") as file:
         assert all(2 < float(row["language_loss"]) < 7 for row in csv.DictReader(file))
 

@@ -8,7 +8,7 @@ import multiprocessing.pool
 
 import numpy as np
 import pytest
-from conftest import kitchen_arrays, one_line, replay_arrays, write_d4rl, write_replay
+from conftest import kitchen_arrays, replay_arrays, write_d4rl, write_replay
 
 import baselines
 import evaluate
@@ -19,27 +19,8 @@ import train
 
 SETTINGS = {"steps": 2, "eval_every": 2, "log_every": 1, "batch_size": 3, "context": 4, "episodes": 1,
             "lm_block": 16}
-SHORT = "ARGS=" + " ".join(f"--{name} {value}" for name, value in SETTINGS.items())
+# two short episodes each, whatever they earn; the rest of every row stays
 EPISODES = {"horizon": 25, "trajectories": 2, "minimum_return": -1e9, "max_timestep": 30}
-# Two short episodes each, whatever they earn; the rest of every row stays.
-TOY = f"""
-for _row in TASKS.values():
-    for _part in (_row, _row["mini"]) if "mini" in _row else (_row,):
-        _part |= {EPISODES}
-
-
-# Each method states"""
-
-
-@pytest.fixture
-def toy(kit):
-    table = kit.folder / "tasks.py"
-    text = table.read_text()
-    assert text.count("\n# Each method states") == 1
-    table.write_text(text.replace("\n# Each method states", TOY))
-    return kit
-
-
 def results(folder, cell):
     with open(folder / f"results/{cell}.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -48,25 +29,39 @@ def results(folder, cell):
 EVERY = ("lamo", "dt", "wiki", "bc", "td3bc", "iql", "cql")
 
 
-@pytest.mark.parametrize("task", tasks.TASKS)
-def test_every_task_goes_through_every_stage(task, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def stages(tmp_path, monkeypatch, capsys):
+    """stages(cell, methods, data, **settings): what make runs for a cell, in this process and in an empty
+    folder. Returns what the table says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(multiprocessing, "Pool", multiprocessing.pool.ThreadPool)
-    row = tasks.TASKS[task]
-    monkeypatch.setitem(tasks.TASKS, task, row | EPISODES | {"mini": row.get("mini", {}) | EPISODES})
-    (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog did not. " * 50)
+    for task, row in tasks.TASKS.items():
+        monkeypatch.setitem(tasks.TASKS, task, row | EPISODES | {"mini": row.get("mini", {}) | EPISODES})
+    (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog did not. " * 300)
+
+    def run(cell, methods, data=(), lm="mini"):
+        prepare_data.prepare(prepare_data.OPTIONS.parse_args([cell, *data]))
+        prepare_data.prepare_text(prepare_data.OPTIONS.parse_args(
+            [f"{cell.split('/')[0]}/text", "--text", "text.txt", "--lm", lm]))
+        for method in methods:
+            baseline = tasks.is_baseline(method)
+            settings = SETTINGS if baseline or lm == "mini" else SETTINGS | {"lm": lm}
+            (baselines if baseline else train).train(f"{cell}/{method}/seed0", "cpu", **settings)
+            evaluate.evaluate(f"{cell}/{method}/seed0", "cpu")
+        evaluate.collect(cell)
+        capsys.readouterr()
+        plot.main(cell, False)
+        return capsys.readouterr().out
+
+    run.folder = tmp_path
+    return run
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_every_task_goes_through_every_stage(stages, task):
     cell = f"mini/{task}-1"
-    prepare_data.prepare(prepare_data.OPTIONS.parse_args([cell]))
-    prepare_data.prepare_text(prepare_data.OPTIONS.parse_args(["mini/text", "--text", "text.txt"]))
     methods = [method for method in EVERY if not tasks.missing(task, method)]
-    for method in methods:
-        stage = baselines if tasks.is_baseline(method) else train
-        stage.train(f"{cell}/{method}/seed0", "cpu", **SETTINGS)
-        evaluate.evaluate(f"{cell}/{method}/seed0", "cpu")
-    evaluate.collect(cell)
-    capsys.readouterr()
-    plot.main(cell, False)
-    out = capsys.readouterr().out
+    out, tmp_path = stages(cell, methods), stages.folder
 
     published = plot.paper_scores(task, 1.0)
     for method in methods:  # one table with all of them beside the paper's column
@@ -98,34 +93,73 @@ def test_every_task_goes_through_every_stage(task, tmp_path, monkeypatch, capsys
             assert 0 < float(log[0]["action_loss"]) < 10
 
 
-def test_the_paper_profile_on_the_kitchens_file(toy, tiny_gpt2, tmp_path):
-    path = write_d4rl(tmp_path / "kitchen_microwave_kettle_light_slider-v0.hdf5", kitchen_arrays())
-    text = tmp_path / "wiki.train.raw"
-    text.write_text("The cat sat on the mat , and the dog did not .\n" * 300)
-    given = ("PROFILE=paper", f"DATA={tmp_path}", f"LM={tiny_gpt2}", f"TEXT={text}",
-             SHORT.replace("ARGS=", "ARGS=--steps 3 "))
-    out = toy("make", "kitchen-partial-1", *given, "METHODS=lamo lamo-released").stdout
+def test_the_paper_profile_on_the_kitchens_file(stages, tiny_gpt2):
+    path = write_d4rl(stages.folder / "kitchen_microwave_kettle_light_slider-v0.hdf5", kitchen_arrays())
+    cell = "paper/kitchen-partial-1"
+    out = stages(cell, ("lamo", "lamo-released"), ("--data", str(path)), str(tiny_gpt2))
     assert path.name in out and "100 all four" in out
-    configs = [json.loads((toy.folder / f"runs/paper/kitchen-partial-1/{m}/seed0/config.json").read_text())
+    configs = [json.loads((stages.folder / f"runs/{cell}/{m}/seed0/config.json").read_text())
                for m in ("lamo", "lamo-released")]
     assert [(c["kitchen_reward"], c["lm_positions"], c["data"] == configs[0]["data"]) for c in configs] == [
         ("sparse", True, True), ("dataset", False, True)]
-    rows = results(toy.folder, "paper/kitchen-partial-1")
+    rows = results(stages.folder, cell)
     assert {r["data_score"] for r in rows} == {"100.0000"}     # four sub-tasks a demonstration, not a count
 
 
-def test_the_paper_profile_on_dqn_replay(toy, tiny_gpt2, tmp_path):
-    write_replay(tmp_path / "Breakout/1/replay_logs", replay_arrays(actions=4)[0])
-    given = ("PROFILE=paper", f"DATA={tmp_path}", f"LM={tiny_gpt2}", SHORT)
-    out = toy("make", "breakout-medium-1", *given, "METHODS=lamo lamo-released").stdout
+def test_the_paper_profile_on_dqn_replay(stages, tiny_gpt2):
+    write_replay(stages.folder / "Breakout/1/replay_logs", replay_arrays(actions=4)[0])
+    cell = "paper/breakout-medium-1"
+    out = stages(cell, ("lamo", "lamo-released", "cql"), ("--data", str(stages.folder)), str(tiny_gpt2))
     assert "dqn-replay-Breakout-1-10@" in out and "100 a human" in out and "data mean" not in out
-    configs = [json.loads((toy.folder / f"runs/paper/breakout-medium-1/{m}/seed0/config.json").read_text())
+    configs = [json.loads((stages.folder / f"runs/{cell}/{m}/seed0/config.json").read_text())
                for m in ("lamo", "lamo-released")]
     assert [(c["schedule"], c["squash_logits"], c["returns"], c["dropout"]) for c in configs] == [
         ("cosine", False, "inclusive", 0.1), ("tokens", True, "exclusive", 0.0)]
-    assert {r["data_score"] for r in results(toy.folder, "paper/breakout-medium-1")} == {""}
+    assert {r["data_score"] for r in results(stages.folder, cell)} == {""}
 
 
-def test_a_released_variant_is_refused_where_it_would_be_plain_lamo(kit):
-    line = one_line(kit("tasks.py", "mini/hopper-medium-1/lamo-released/seed0", check=False))
-    assert "lamo-released" in line and "plain lamo" in line
+def test_a_released_variant_is_refused_where_it_would_be_plain_lamo():
+    with pytest.raises(SystemExit, match="lamo-released would be plain lamo"):
+        tasks.configuration("mini/hopper-medium-1/lamo-released/seed0")
+
+
+def test_every_method_states_what_differs():
+    """A method's configuration is LaMo's but for its own settings, on every task that has it."""
+    wanted = {"lamo-random": {"trunk"}, "lamo-random-corpus": {"lm"}, "lamo-early": {"lm"},
+              "lamo-linear": {"embeddings"}, "lamo-mlp": {"embeddings"}, "lamo-full": {"train"},
+              "lamo-frozen": {"train"}, "lamo-lm0": {"lm_weight"}, "lamo-lm0.1": {"lm_weight"},
+              "lamo-lm1": {"lm_weight"}, "lamo-rank4": {"lora_rank", "lora_alpha"},
+              "lamo-rank64": {"lora_rank", "lora_alpha"}, "lamo-medium": {"lm"}, "lamo-smollm2": {"lm"},
+              "wiki": {"train", "embeddings", "weight_decay", "lm_weight"}}
+    for task in tasks.TASKS:
+        lamo = tasks.configuration(f"paper/{task}-1/lamo/seed0")
+        for method, settings in wanted.items():
+            config = tasks.configuration(f"paper/{task}-1/{method}/seed0")
+            differs = {name for name in config if config[name] != lamo[name]} - {"method"}
+            assert differs <= settings and set(config) == set(lamo), (task, method, differs)
+            scale = config["lora_alpha"] / config["lora_rank"]
+            assert scale == lamo["lora_alpha"] / lamo["lora_rank"]
+        for method in ("bc", "td3bc", "iql", "cql"):
+            if not tasks.missing(task, method):
+                config = tasks.configuration(f"paper/{task}-1/{method}/seed0", lora_rank=8, discount=0.5)
+                assert not set(config) & set(tasks.SEQUENCE) and config["discount"] == 0.5
+
+
+def test_the_papers_settings_of_the_baselines():
+    def of(method, task):
+        return tasks.configuration(f"paper/{task}-1/{method}/seed0")
+
+    td3bc = of("td3bc", "halfcheetah-medium")
+    assert td3bc == td3bc | {"batch_size": 256, "lr": 3e-4, "discount": 0.99, "target_rate": 0.005,
+                             "bc_alpha": 2.5, "policy_noise": 0.2, "noise_clip": 0.5, "policy_every": 2,
+                             "steps": 100_000, "eval_every": 2_500, "normalize_rewards": False}
+    iql = [of("iql", task) for task in ("hopper-medium", "walker2d-medium", "kitchen-partial")]
+    assert [(c["deterministic"], c["normalize_rewards"], c["target_rate"], c["beta"], c["actor_dropout"])
+            for c in iql] == [(True, True, 0.001, 3.0, 0.0), (False, False, 0.005, 3.0, 0.0),
+                              (False, False, 0.005, 0.5, 0.1)]
+    cql = of("cql", "hopper-medium")
+    assert cql == cql | {"hidden_layers": 3, "actor_lr": 3e-5, "lr": 3e-4, "cql_alpha": 10.0,
+                         "cql_actions": 10, "normalize_rewards": True}
+    discrete = of("cql", "qbert-medium")
+    assert discrete == discrete | {"lr": 6.25e-5, "batch_size": 32, "cql_alpha": 1.0, "target_every": 8_000}
+    assert not of("cql", "walker2d-medium")["normalize_rewards"]
