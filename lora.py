@@ -214,4 +214,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    import lora  # so that LoRA is one class, here and in model.py
+
+    lora.main()

@@ -87,7 +87,9 @@ BASELINE = {
     "cql_alpha": 10.0,         # CQL: the weight of the conservative term
     "cql_actions": 10,         #   sampled from each of three distributions
     "target_every": 8_000,     #   discrete: steps between copies of the target network
-    "mini": {"steps": 10_000, "eval_every": 2_000, "log_every": 200},
+    # a hundredth of CORL's steps, so that values have to move faster
+    "mini": {"steps": 10_000, "eval_every": 2_000, "log_every": 200, "lr": 1e-3, "actor_lr": 1e-3,
+             "target_rate": 0.01},
 }
 
 CHOICES = {

@@ -9,6 +9,7 @@ from conftest import one_line
 
 import evaluate
 import tasks
+from baselines import build_actor
 from envs import make_env
 from model import DecisionTransformer, dt_trunk
 
@@ -98,6 +99,28 @@ def test_atari_in_lock_step_equals_one_game_at_a_time():
             score, over = score + reward, terminated or truncated
         assert (total, length) == (score, len(frames) - 1)
     assert len({length for *_, length in played}) > 1
+
+
+def test_baselines_play_each_start_once_from_the_newest_state_alone():
+    config = tasks.configuration("mini/hopper-medium-0.01/bc/seed0", episodes=3) | {
+        "state_mean": CONFIG["state_mean"], "state_std": CONFIG["state_std"]}
+    torch.manual_seed(0)
+    actor = build_actor(config).eval()
+    played = evaluate.play(actor, config | {"at_once": 2}, torch.device("cpu"))
+    assert [(target, episode) for target, episode, _, _ in played] == [(None, 0), (None, 1), (None, 2)]
+    for _, episode, total, length in played:
+        env = make_env(config)
+        observation, _ = env.reset(seed=evaluate.EPISODE_SEED + episode)
+        rewards, over = [], False
+        while not over:
+            state = (np.float32(observation) - np.float32(config["state_mean"])) / np.float32(
+                config["state_std"])
+            with torch.no_grad():
+                action = actor(torch.from_numpy(state)[None])[0].numpy()
+            observation, reward, terminated, truncated, _ = env.step(action.clip(-1, 1))
+            rewards.append(reward)
+            over = terminated or truncated
+        assert length == len(rewards) and total == pytest.approx(sum(rewards), rel=1e-3)
 
 
 def test_an_episode_starts_the_same_whatever_is_played_beside_it(model):

@@ -1,5 +1,6 @@
 """Any causal LM: four families in the hub's format and a GGUF file, and adapters to and from peft."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -281,3 +282,28 @@ def test_a_gguf_file(tmp_path):
     model = build_model(run)
     torch.testing.assert_close(logits(model.trunk), logits(source), rtol=1e-4, atol=1e-5)
     assert language_model_id(run, model.trunk).startswith("tiny.gguf@")
+
+
+def test_a_missing_smollm2_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="LM=smollm2 installs it"):
+        load_language_model("smollm2", 0.0)
+
+
+def test_a_runs_adapter_goes_to_peft(kit, d4rl_folder, tiny_gpt2):
+    run = "paper/hopper-medium-0.1/lamo/seed0"
+    kit("prepare_data.py", "paper/hopper-medium-0.1", "--data", str(d4rl_folder))
+    kit("train.py", run, "--lm", str(tiny_gpt2), "--steps", "3", "--batch_size", "4", "--warmup", "0",
+        "--lr", "0.05")
+    kit("lora.py", run, "--export", "adapter")
+    model = build_model(train.load_config(kit.folder / "runs" / run))
+    tensors, _ = train.load_tensors(kit.folder / "runs" / run / "final.safetensors")
+    for name, p in train.trainable(model).items():
+        p.data.copy_(tensors[name])
+    base = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
+    before = logits(base)
+    theirs = logits(peft.PeftModel.from_pretrained(base, kit.folder / "adapter"))
+    torch.testing.assert_close(theirs, logits(model.trunk), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(theirs, before, atol=1e-3)
+    line = one_line(kit("lora.py", run.replace("lamo", "dt"), "--export", "adapter", check=False))
+    assert "no finished run" in line
