@@ -306,8 +306,8 @@ METHODS = {
         "hopper-medium": {"normalize_rewards": True},
         "atari": {"batch_size": 32, "lr": 6.25e-5, "cql_alpha": 1.0},
         # CQL samples 30 actions a state, which two cores do not do in minutes
-        "mini": {"batch_size": 128, "hidden_layers": 2, "cql_actions": 4, "actor_lr": 3e-4,
-                 "steps": 10_000, "eval_every": 2_000, "log_every": 200},
+        "mini": {"batch_size": 128, "hidden_layers": 2, "cql_actions": 3, "lr": 3e-4, "actor_lr": 1e-4,
+                 "steps": 6_000, "eval_every": 1_200, "log_every": 200},
         "mini-atari": {"batch_size": 32, "lr": 5e-4, "target_every": 250, "steps": 1_500, "eval_every": 300,
                        "log_every": 50},
     },
