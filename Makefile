@@ -101,10 +101,13 @@ parts   = $(subst /, ,$*)
 profile = $(word 1,$(parts))
 cell    = $(word 2,$(parts))
 method  = $(word 3,$(parts))
-task    = $(firstword $(foreach t,$(TASKS),$(if $(filter $t-%,$(cell)),$t)))
+task_of = $(firstword $(foreach t,$(TASKS),$(if $(filter $t-%,$1),$t)))
+task    = $(call task_of,$(cell))
 lm      = $(or $(LM),$(LM_$(profile)/$(method)))
 trainer = $(if $(filter $(BASELINES),$(method)),baselines.py,train.py)
-settings = $(DIGEST_$(profile)/$(task)/$(method)) $(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS)
+# a run that does not exist is refused before its data are made
+digest   = $(or $(DIGEST_$(profile)/$(task)/$(method)),$(error $(shell $(BASE_PYTHON) tasks.py $* 2>&1)))
+settings = $(digest) $(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS)
 # the files of the LM, so that a changed LM is trained on anew
 lm_file   = $(if $(filter $(LM_METHODS),$(method)),$(or $(LM_FILE_$(lm)),$(wildcard $(lm)/*.safetensors $(filter %.gguf,$(lm)))))
 lm_ready  = $(if $(filter $(LM_METHODS),$(method)),$(if $(filter smollm2 %.gguf,$(lm)),$(VENV)/ready-smollm2))
@@ -125,7 +128,10 @@ runs/%/final.safetensors: $$(call stamp,runs/$$*/settings,$$(settings)) data/$$(
 runs/%/eval.csv: runs/%/final.safetensors
 	$(LAUNCH) $(PYTHON) evaluate.py $*
 
-results/$(PROFILE)/%.csv: $(foreach m,$(METHODS),$(foreach s,$(SEEDS),runs/$(PROFILE)/%/$m/seed$s/eval.csv))
+# `make all` takes those of METHODS that a task has; asked for one cell, a method it lacks is refused
+methods_of = $(if $(filter all,$(MAKECMDGOALS)),$(foreach m,$(METHODS),$(if $(DIGEST_$(PROFILE)/$(call task_of,$1)/$m),$m)),$(METHODS))
+
+results/$(PROFILE)/%.csv: $$(foreach m,$$(call methods_of,$$*),$$(foreach s,$(SEEDS),runs/$(PROFILE)/$$*/$$m/seed$$s/eval.csv))
 	@$(PYTHON) evaluate.py --collect $(PROFILE)/$*
 
 figures/%.png: results/%.csv paper/scores.csv plot.py tasks.py
