@@ -153,7 +153,7 @@ def load_run(run, device):
     if not (folder / "final.safetensors").exists():
         sys.exit(f"evaluate: {folder} holds no finished run; train it: "
                  f"python {'baselines' if tasks.is_baseline(run.split('/')[2]) else 'train'}.py {run}")
-    config = load_config(folder)
+    config = load_config(folder) | {"adapter": ""}  # what LoRA started from: the checkpoints have it all
     torch.manual_seed(config["seed"])  # as it was built for training, frozen random parts included
     model = (build_actor if "update" in config else build_model)(config).to(device).eval()
     return config, model, [*sorted(folder.glob("step-*.safetensors")), folder / "final.safetensors"]

@@ -283,18 +283,27 @@ def load_language_model(name: str, dropout: float, random: bool = False) -> nn.M
 
 
 def language_model_id(config: dict, trunk: nn.Module) -> str:
-    """NAME@DIGEST: of a local folder's or file's weights, or the hub's commit."""
-    name = config["lm"]
-    if config["trunk"] != "pretrained":
-        return f"random-{Path(name).name}" if config["trunk"] == "random" else "none"
+    """NAME@DIGEST: of a local folder's or file's weights, or the hub's commit; and the adapter's."""
+    name, adapter = config["lm"], config["adapter"]
+    if config["trunk"] == "dt":
+        return "none"
     place = locate(name)
-    if place is None:
-        return f"{name}@{(getattr(trunk.config, '_commit_hash', None) or 'unknown')[:8]}"
+    if config["trunk"] == "random":
+        known = f"random-{Path(name).name}"
+    elif place is None:
+        known = f"{name}@{(getattr(trunk.config, '_commit_hash', None) or 'unknown')[:8]}"
+    else:
+        known = f"{place.name if Path(name).exists() else name}@{weights_digest(place)}"
+    return f"{known}+{Path(adapter).name}@{weights_digest(Path(adapter))}" if adapter else known
+
+
+def weights_digest(place: Path) -> str:
+    """The first 8 digits of the SHA-256 of a file, or of a folder's weights."""
     files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
-    return f"{name if not Path(name).exists() else place.name}@{digest.hexdigest()[:8]}"
+    return digest.hexdigest()[:8]
 
 
 def build_model(config: dict) -> DecisionTransformer:

@@ -198,8 +198,10 @@ def draw(cell, rows, table, window, path):
     if np.isfinite(data_score):
         curves.annotate("mean of the data", (0.01, data_score), xycoords=("axes fraction", "data"),
                         textcoords="offset points", xytext=(0, 3), fontsize=8, color="grey")
+    baselines = any(line["target"] is None for line in table)
     points.set_xticks([place * (len(table) + 1) + (len(table) - 1) / 2 for place in range(len(targets))],
-                      [f"target {target:g}" for target in targets])
+                      [f"target {target:g}" + (" (baselines: none)" if baselines and place == 0 else "")
+                       for place, target in enumerate(targets)])
     several = any(len(line["seeds"]) > 1 for line in table)
     points.set_title(f"last {window} evaluations; a dot is a{' seed' if several else 'n episode'}",
                      fontsize=9)

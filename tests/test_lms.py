@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import numpy as np
 import peft
@@ -210,6 +211,8 @@ def test_we_load_what_peft_trained(folder, tmp_path, rslora):
     theirs.save_pretrained(tmp_path)
     model = build_model(config_of(folder, adapter=str(tmp_path)))
     torch.testing.assert_close(logits(model.trunk), logits(theirs), rtol=1e-5, atol=1e-5)
+    known = language_model_id(config_of(folder, adapter=str(tmp_path)), model.trunk)
+    assert re.fullmatch(rf"{folder.name}@\w{{8}}\+{tmp_path.name}@\w{{8}}", known)
     assert all(p.requires_grad == ("lora_" in name or name.endswith("base.bias"))
                for name, p in model.trunk.named_parameters() if "bias" not in name or "base" in name)
 
