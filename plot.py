@@ -165,7 +165,12 @@ def draw(cell, rows, table, window, path):
     targets = sorted({target for line in table for target in line["scores"] if target}, reverse=True)
     figure, (curves, points) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(3, 2), sharey=True,
                                             layout="constrained")
-    for number, line in enumerate(table):
+    # columns of points: a group a target, a column a method; baselines, without targets, join the first
+    groups = {target: [line["method"] for line in table if target in line["scores"]
+                       or line["target"] is None and target == targets[0]] for target in targets}
+    groups = groups or {None: [line["method"] for line in table]}
+    places = [(target, method) for target in groups for method in [*groups[target], ""]]
+    for line in table:
         place = methods.index(line["method"]) if line["method"] in methods else -1
         colour = plt.get_cmap("tab10" if 0 <= place < 10 else "tab20b")(place % 20)
         own = [row for row in rows if row["method"] == line["method"]
@@ -183,7 +188,7 @@ def draw(cell, rows, table, window, path):
             curves.axhline(float(paper[line["method"]].split("±")[0]), color=colour, ls=":", lw=1.2,
                            label=f"{line['method']} in the paper")
         for target, scores in line["scores"].items():
-            x = (targets.index(target) if target in targets else 0) * (len(table) + 1) + number
+            x = places.index((target if target in groups else next(iter(groups)), line["method"]))
             spread = np.random.default_rng(0).uniform(-0.18, 0.18, len(scores))
             points.plot(x + spread, scores, ".", color=colour, alpha=0.5, ms=5)
             low, high = interval(scores) or (np.mean(scores), np.mean(scores))
@@ -198,10 +203,10 @@ def draw(cell, rows, table, window, path):
     if np.isfinite(data_score):
         curves.annotate("mean of the data", (0.01, data_score), xycoords=("axes fraction", "data"),
                         textcoords="offset points", xytext=(0, 3), fontsize=8, color="grey")
-    baselines = any(line["target"] is None for line in table)
-    points.set_xticks([place * (len(table) + 1) + (len(table) - 1) / 2 for place in range(len(targets))],
-                      [f"target {target:g}" + (" (baselines: none)" if baselines and place == 0 else "")
-                       for place, target in enumerate(targets)])
+    none = " (baselines: none)" if any(line["target"] is None for line in table) else ""
+    points.set_xticks([places.index((target, group[0])) + (len(group) - 1) / 2
+                       for target, group in groups.items() if target],
+                      [f"target {target:g}{none if target == targets[0] else ''}" for target in targets])
     several = any(len(line["seeds"]) > 1 for line in table)
     points.set_title(f"last {window} evaluations; a dot is a{' seed' if several else 'n episode'}",
                      fontsize=9)
