@@ -215,12 +215,13 @@ def from_hub(loader, name, **kwargs):
     own = ", ".join([*LANGUAGE_MODELS, "smollm2"])
     place = locate(name)
     if place is not None:
+        folder = place
         if place.suffix == ".gguf":
             kwargs["gguf_file"], folder = place.name, place.parent
         quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # GGUF's bar
         try:
             with quiet:
-                return loader.from_pretrained(str(folder if place.suffix == ".gguf" else place), **kwargs)
+                return loader.from_pretrained(str(folder), **kwargs)
         except ImportError as error:  # gguf or accelerate
             sys.exit(f"model: {place} needs more packages ({first_words(error)}); "
                      "pip install -r requirements-smollm2.txt")

@@ -236,14 +236,11 @@ def test_cql():
 
 # --- discrete actions --------------------------------------------------------------------------
 
-class Linear(nn.Linear):
-    """A tiny network in the place of DQN's."""
-
-
 def discrete(method):
+    """Tiny linear networks in the place of DQN's."""
     config = config_of(method, task="pong-medium", action_dim=4)
     torch.manual_seed(3)
-    nets = {"actor": Linear(S, 4), "target": Linear(S, 4)}
+    nets = {"actor": nn.Linear(S, 4), "target": nn.Linear(S, 4)}
     optimizers = {"actor": torch.optim.SGD(nets["actor"].parameters(), lr=1.0)}
     b = batch_of() | {"actions": np.array([3, 0, 2, 2, 1]), "rewards": np.array([1.0, -1.0, 5.0, 0.0, 1.0])}
     return config, nets, optimizers, b, {name: torch.from_numpy(x) for name, x in b.items()}

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 
+import gguf
 import numpy as np
 import peft
 import pytest
@@ -248,7 +249,6 @@ def test_a_model_that_is_no_causal_lm_is_one_line(kit, tmp_path):
 
 
 def test_a_gguf_file(tmp_path):
-    gguf = pytest.importorskip("gguf")
     torch.manual_seed(0)
     source = MAKE["llama"]().eval()
     config, weights = source.config, source.state_dict()
