@@ -318,7 +318,7 @@ METHODS = {
     "lamo-linear": {"embeddings": "linear"},
     "lamo-mlp": {"embeddings": "mlp"},        # Hopper's LaMo has linear ones
     "lamo-full": {"train": "all", "mini": {"lr": 3e-4}, "mini-atari": {"lr": 1e-3}},
-    "lamo-frozen": {"train": "nothing"},
+    "lamo-frozen": {"train": "nothing", "lm_weight": 0.0},  # a frozen LM learns nothing from text
     "lamo-lm0": {"lm_weight": 0.0},
     "lamo-lm0.1": {"lm_weight": 0.1},         # as in run_cotrain.sh
     "lamo-lm1": {"lm_weight": 1.0},

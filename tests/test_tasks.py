@@ -127,7 +127,7 @@ def test_every_method_states_what_differs():
     """A method's configuration is LaMo's but for its own settings, on every task that has it."""
     wanted = {"lamo-random": {"trunk"}, "lamo-random-corpus": {"lm"}, "lamo-early": {"lm"},
               "lamo-linear": {"embeddings"}, "lamo-mlp": {"embeddings"}, "lamo-full": {"train"},
-              "lamo-frozen": {"train"}, "lamo-lm0": {"lm_weight"}, "lamo-lm0.1": {"lm_weight"},
+              "lamo-frozen": {"train", "lm_weight"}, "lamo-lm0": {"lm_weight"}, "lamo-lm0.1": {"lm_weight"},
               "lamo-lm1": {"lm_weight"}, "lamo-rank4": {"lora_rank", "lora_alpha"},
               "lamo-rank64": {"lora_rank", "lora_alpha"}, "lamo-medium": {"lm"}, "lamo-smollm2": {"lm"},
               "wiki": {"train", "embeddings", "weight_decay", "lm_weight"}}
