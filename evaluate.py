@@ -126,7 +126,7 @@ class Window:
                   "actions": self.action.expand(count, 1, *self.action.shape)}  # not known yet, and not read
         self.steps = {name: torch.cat([self.steps[name], newest[name]], 1)[:, -K:] for name in newest}
         timesteps = torch.arange(max(0, t + 1 - K), t + 1, device=self.device).repeat(count, 1)
-        return self.model.predict(**self.steps, timesteps=timesteps)[:, -1]
+        return self.model.predict(**self.steps, timesteps=timesteps, newest=True)[:, 0]
 
     def append(self, actions, rewards, going):
         """What was done, as the model said it, and earned; only episodes that go on are kept."""

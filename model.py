@@ -17,13 +17,14 @@ import io
 import sys
 import urllib.parse
 import urllib.request
-from contextlib import nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub.constants import ENDPOINT
+from torch.utils.checkpoint import checkpoint
 
 from lora import add_lora, import_peft, train_only_lora
 from tasks import LANGUAGE_MODELS
@@ -77,14 +78,16 @@ class DecisionTransformer(nn.Module):
     atari       the authors' other model (experiment-atari/model.py): a CNN for states, a table for
                 actions, a linear head that gives logits, the time added before the LayerNorm, and the
                 trunk's own position embeddings kept
+    bf16        matrix products inside the trunk in bfloat16; the weights, the residual stream, the
+                LayerNorms, the embeddings and the heads stay in float32
     The authors' heads for the next state and return train on nothing, so they are left out.
     """
 
     def __init__(self, trunk: nn.Module, state_dim, action_dim: int, max_timestep: int, embeddings: str,
-                 atari: bool = False, squash_logits: bool = False):
+                 atari: bool = False, squash_logits: bool = False, bf16: bool = False):
         super().__init__()
         hidden, mlp = trunk.get_input_embeddings().embedding_dim, embeddings == "mlp"
-        self.trunk, self.atari, self.max_timestep = trunk, atari, max_timestep
+        self.trunk, self.atari, self.max_timestep, self.bf16 = trunk, atari, max_timestep, bf16
 
         def embed(first):
             return ResidualMLP(first, hidden) if mlp else first
@@ -113,25 +116,33 @@ class DecisionTransformer(nn.Module):
         Atari: states (B, K, 4, 84, 84) uint8, actions (B, K) int64 -> logits (B, K, A)."""
         return self.predict(self.embed_state(states), actions, returns_to_go, timesteps, attention_mask)
 
-    def predict(self, states, actions, returns_to_go, timesteps, attention_mask=None):
-        """forward() from embedded states (B, K, H)."""
-        B, K = timesteps.shape
+    def predict(self, states, actions, returns_to_go, timesteps, attention_mask=None, newest=False):
+        """forward() from embedded states (B, K, H); newest=True: of the last step alone, (B, 1, A)."""
         tokens = torch.stack((self.embed_return(returns_to_go), states, self.embed_action(actions)),
                              dim=2)                                           # (B, K, 3, H)
         time = self.embed_timestep(timesteps.clamp(max=self.max_timestep - 1))
         time = time[:, :, None]                                               # (B, K, 1, H)
-        if self.atari:
-            tokens = self.embed_ln(tokens + time).flatten(1, 2)               # (B, 3K, H)
-            # Padding is on the right, where causality alone hides it.
-            output = self.trunk.base_model(inputs_embeds=tokens, use_cache=False)
-            hidden = output.last_hidden_state                                 # (B, 3K, H)
-        else:
-            # Normalise, then add the time: as LaMo and Wiki-RL do; DT adds it first.
-            tokens = (self.embed_ln(tokens) + time).flatten(1, 2)             # (B, 3K, H)
-            if attention_mask is not None:
-                attention_mask = attention_mask.repeat_interleave(3, dim=1)   # (B, 3K)
-            hidden = self.without_positions(tokens, attention_mask)           # (B, 3K, H)
-        return self.predict_action(hidden.view(B, K, 3, -1)[:, :, 1])         # (B, K, A)
+        # Normalise, then add the time, as LaMo and Wiki-RL do on D4RL; DT adds it first, as Atari's models.
+        tokens = self.embed_ln(tokens + time) if self.atari else self.embed_ln(tokens) + time
+        tokens = tokens.flatten(1, 2)[:, :-1]                                 # (B, 3K - 1, H)
+        # Nobody reads the newest action, nor the output at any but the state tokens. The last MLP skips
+        # those: 4 % of a training step of GPT-2's 12 layers, 10 % of four layers.
+        read = slice(-1, None) if newest else slice(1, None, 3)
+        with only_at(read, last_mlp(self.trunk), tokens.shape[1]):
+            if self.atari:  # padding is on the right, where causality alone hides it
+                hidden = self.run_trunk(inputs_embeds=tokens)                 # (B, 3K - 1, H)
+            else:
+                if attention_mask is not None:
+                    attention_mask = attention_mask.repeat_interleave(3, dim=1)[:, :-1]
+                hidden = self.without_positions(tokens, attention_mask)       # (B, 3K - 1, H)
+        return self.predict_action(hidden[:, read])                           # (B, K, A)
+
+    def autocast(self, tensor):
+        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def run_trunk(self, **inputs):
+        with self.autocast(next(iter(inputs.values()))):
+            return self.trunk.base_model(**inputs, use_cache=False).last_hidden_state
 
     def without_positions(self, embeds, attention_mask=None):
         """The trunk's hidden states (B, T, H) for embeds (B, T, H), order known from the mask alone.
@@ -140,7 +151,7 @@ class DecisionTransformer(nn.Module):
         embedding tells the order). `transformers` always applies them, so every token is put at
         position 0: rotary ones then turn nothing, and what a learned table adds is taken off beforehand.
         """
-        base, table = self.trunk.base_model, position_table(self.trunk)
+        table = position_table(self.trunk)
         if table is not None:
             embeds = embeds - table.weight[getattr(table, "offset", 0)]
         T = embeds.shape[1]
@@ -152,8 +163,7 @@ class DecisionTransformer(nn.Module):
         mask = torch.zeros(allowed.shape, dtype=embeds.dtype, device=embeds.device)
         mask.masked_fill_(~allowed, torch.finfo(embeds.dtype).min)
         positions = torch.zeros(1, T, dtype=torch.long, device=embeds.device)
-        return base(inputs_embeds=embeds, attention_mask=mask, position_ids=positions,
-                    use_cache=False).last_hidden_state
+        return self.run_trunk(inputs_embeds=embeds, attention_mask=mask, position_ids=positions)
 
     def language_loss(self, ids, positions=True):
         """Mean next-token cross-entropy of text ids (B, T) under the adapted trunk, in nats.
@@ -161,14 +171,116 @@ class DecisionTransformer(nn.Module):
         The authors compute it without position embeddings, on a model pre-trained with them
         (trajectory_gpt2_LoRA.py:1183); `positions=False` is their way.
         """
-        base = self.trunk.base_model
         if positions:
-            hidden = base(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+            hidden = self.run_trunk(input_ids=ids[:, :-1])                    # (B, T - 1, H)
         else:
-            hidden = self.without_positions(base.get_input_embeddings()(ids[:, :-1]))
-        logits = self.trunk.get_output_embeddings()(hidden)                   # (B, T - 1, V)
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            hidden = self.without_positions(self.trunk.get_input_embeddings()(ids[:, :-1]))
+        hidden, targets = hidden.flatten(0, 1), ids[:, 1:].flatten()
+        head = self.trunk.get_output_embeddings()
 
+        def summed(hidden, targets):
+            with self.autocast(hidden):
+                logits = head(hidden)
+            return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+        # 2 x 1,023 logits of GPT-2's 50,257 words and their gradients take 1.6 GB: make a part of them at a
+        # time, and anew in the backward pass.
+        rows = max(1, 2**24 // head.weight.shape[0])
+        if len(targets) <= rows:
+            return summed(hidden, targets) / len(targets)
+        return sum(checkpoint(summed, *part, use_reentrant=False)
+                   for part in zip(hidden.split(rows), targets.split(rows), strict=True)) / len(targets)
+
+
+# --- what makes it quick: the same functions, computed with less -------------------------------
+
+def last_mlp(trunk: nn.Module) -> nn.Module | None:
+    """That of the last block; OPT's is in pieces."""
+    base = trunk.base_model
+    layers = getattr(base, "h", None) or getattr(base, "layers", None)
+    return layers[-1].mlp if layers else None
+
+
+@contextmanager
+def only_at(read: slice, mlp: nn.Module | None, T: int):
+    """`mlp` maps (B, T, H) to (B, T, H) at the tokens `read`, and the others to 0."""
+    def pick(_, inputs):
+        return (inputs[0][:, read].contiguous(),)
+
+    def put_back(_, inputs, output):
+        whole = output.new_zeros(len(output), T, output.shape[2])
+        whole[:, read] = output
+        return whole
+
+    if mlp is None:
+        yield
+    else:
+        with mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(put_back):
+            yield
+
+
+def drop(x: torch.Tensor, p: float) -> torch.Tensor:
+    """F.dropout. On a CPU torch draws a mask element by element on one thread, 8 % of a GPT-2 step in
+    float32 and more in bfloat16; here one 64-bit draw serves four elements."""
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None)
+    bits = words.view(torch.int16)[:x.numel()].view(x.shape)
+    # 1 / (1 - p) or 0, written as x's own type because products with booleans are slow
+    return x * torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(x)).mul_(1 / (1 - p))
+
+
+class Dropout(nn.Dropout):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return drop(x, self.p) if self.training and self.p > 0 else x
+
+
+def attend(query, key, value, mask, p, scaling):
+    weights = ((scaling * query) @ key.transpose(2, 3) + mask).softmax(-1)    # (B, heads, T, T)
+    weights = weights.to(value.dtype)
+    return (drop(weights, p) if p > 0 else weights) @ value
+
+
+def attention(module, query, key, value, mask, dropout=0.0, scaling=None, **rest):
+    """What transformers calls for (B, heads, T, H / heads). PyTorch's own, but on a CPU with dropout.
+
+    There PyTorch keeps the (T, T) matrices of all layers, 5 GB for GPT-2 and 2 x 1,024 tokens of text.
+    Here a text's are made for 128 queries at a time, up to the last of them, and anew in the backward pass.
+    A trajectory's 60 tokens are one such part: as fast as PyTorch's in float32, several times in bfloat16.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    T, rows = query.shape[2], 128
+    if query.device.type != "cpu" or T > rows and dropout == 0:
+        rest |= {"dropout": dropout, "scaling": scaling}
+        return sdpa_attention_forward(module, query, key, value, mask, **rest)
+    groups = query.shape[1] // key.shape[1]  # queries that share a key, in Llama's family
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if mask is None:
+        mask = torch.full((1, 1, T, T), torch.finfo(query.dtype).min, dtype=query.dtype).triu(1)
+    scaling, parts = scaling or query.shape[3] ** -0.5, []
+    for end in range(rows, T + rows, rows):
+        arguments = (query[:, :, end - rows:end], key[:, :, :end], value[:, :, :end],
+                     mask[:, :, end - rows:end, :end], dropout, scaling)
+        again = T > rows and torch.is_grad_enabled()
+        parts.append(checkpoint(attend, *arguments, use_reentrant=False) if again else attend(*arguments))
+    return torch.cat(parts, 2).transpose(1, 2), None                          # (B, T, heads, H / heads)
+
+
+def quicken(model: nn.Module) -> None:
+    """Give a DecisionTransformer the dropout and the attention above."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("lamo", attention)
+    model.trunk.set_attn_implementation("lamo")
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p))
+
+
+# --- which trunk -------------------------------------------------------------------------------
 
 def position_table(trunk: nn.Module) -> nn.Embedding | None:
     """The learned position embeddings of GPT-2 and OPT; GPT-NeoX and the Llama family have none."""
@@ -333,7 +445,9 @@ def build_model(config: dict) -> DecisionTransformer:
         if position_table(trunk) is not None:
             position_table(trunk).requires_grad_(atari or text and config["lm_positions"])
     model = DecisionTransformer(trunk, config["state_dim"], config["action_dim"], config["max_timestep"],
-                                config["embeddings"], atari, config["squash_logits"])
+                                config["embeddings"], atari, config["squash_logits"],
+                                bf16=config["dtype"] == "bfloat16")
+    quicken(model)
     if config["quick_init"] and atari:
         # PyTorch's defaults let a state's embedding vanish beside its timestep's, of variance 1.
         for layer in model.embed_state[0].layers:

@@ -44,6 +44,7 @@ SEQUENCE = {
     "lora_alpha": 32,
     "adapter": "",             # a folder in peft's format that LoRA starts from
     "dropout": 0.1,
+    "dtype": "auto",           # of the trunk's matrix products: "bfloat16" where that is fast, else "float32"
     "quick_init": False,       # He's initialisation of the CNN and small time embeddings
     "squash_logits": False,    # a tanh on the logits of discrete actions
     # data
@@ -94,7 +95,8 @@ BASELINE = {
 
 CHOICES = {
     "trunk": ("pretrained", "random", "dt"), "train": ("lora", "all", "nothing"),
-    "embeddings": ("mlp", "linear"), "lora": ("loralib", "peft"), "returns": ("inclusive", "exclusive"),
+    "dtype": ("auto", "bfloat16", "float32"), "embeddings": ("mlp", "linear"),
+    "lora": ("loralib", "peft"), "returns": ("inclusive", "exclusive"),
     "kitchen_reward": ("sparse", "dataset"), "schedule": ("constant", "cosine", "tokens"),
 }
 

@@ -205,6 +205,15 @@ def pick_device(wanted):
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def pick_dtype(wanted, device):
+    """bfloat16 on GPUs that have it and on CPUs with matrix units for it (AMX); elsewhere it is slower."""
+    if wanted != "auto":
+        return wanted
+    fast = (torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else
+            device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
+    return "bfloat16" if fast else "float32"
+
+
 def make_optimizer(model, config):
     """AdamW, one learning rate, as the released code does in effect (its group for the language
     model selects nothing: utils.py). Unlike it, biases, LayerNorm and tables do not decay."""
@@ -306,6 +315,9 @@ def load_text(config):
     """
     if config["lm_weight"] == 0:
         return None, None
+    if config["train"] == "nothing":
+        sys.exit("train: a language loss moves nothing where nothing of the language model trains; "
+                 "leave out --lm_weight")
     path = Path("data") / config["profile"] / f"text-{Path(config['lm']).name}.npz"
     arrays, provenance = load_arrays(path, ("tokens",))
     needed = config["lm_block"] * config["lm_batch_size"]
@@ -334,6 +346,7 @@ def train(run, device, **overrides):
                  f"python baselines.py {run}")
     run, folder = start_run(config)
     device = pick_device(device)
+    config["dtype"] = pick_dtype(config["dtype"], device)
 
     data, provenance = load_data(config)
     arrays, episode_ends, mean, std = training_arrays(data, config)
@@ -362,19 +375,22 @@ def train(run, device, **overrides):
         batch, mask = sample_batch(arrays, episode_ends, rng, config["batch_size"], config["context"])
         batch, mask = {name: x.to(device) for name, x in batch.items()}, mask.to(device)
 
+        # Each term of the loss adds its gradient as soon as it is known, so that one graph at a time is in
+        # memory: 4.4 GB instead of 6.2 for GPT-2.
+        optimizer.zero_grad(set_to_none=True)
         predicted = model(**batch, attention_mask=mask)                        # (B, K, A)
         action_loss = loss_of_actions(predicted[mask], batch["actions"][mask])
+        action_loss.backward()
         language_loss = torch.zeros((), device=device)
         if config["lm_weight"] > 0:
             ids = text_batch(tokens, step, config).to(device)
             language_loss = model.language_loss(ids, config["lm_positions"])
+            (config["lm_weight"] * language_loss).backward()
         loss = action_loss + config["lm_weight"] * language_loss
         if not math.isfinite(loss.item()):
             sys.exit(f"train: the loss of {run} became {loss.item()} at step {step + 1}; nothing of this "
                      "step was kept; lower --lr or look at the data")
 
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), config["grad_clip"])
         lr = learning_rate(config, step, acting)
         for group in optimizer.param_groups:
