@@ -339,6 +339,31 @@ def make_record(config, data, mean, std, device, parameters, lm_id="none", text=
     return json.loads(json.dumps(record))  # as it will be read back: tuples become lists
 
 
+def training_step(model, optimizer, config, batch, mask, ids=None):
+    """One update from sample_batch's (batch, mask) and text ids (B, T) or None; returns what is logged.
+
+    FloatingPointError, and no update, if the loss is not finite.
+    """
+    loss_of_actions = F.cross_entropy if config["suite"] == "atari" else F.mse_loss
+    optimizer.zero_grad(set_to_none=True)
+    predicted = model(**batch, attention_mask=mask)                            # (B, K, A)
+    action_loss = loss_of_actions(predicted[mask], batch["actions"][mask])
+    # Each term's gradient is added as soon as the term is known, so that one graph at a time is in memory:
+    # 4.4 GB instead of 6.2 for GPT-2.
+    action_loss.backward()
+    language_loss = torch.zeros_like(action_loss)
+    if ids is not None:
+        language_loss = model.language_loss(ids, config["lm_positions"])
+        (config["lm_weight"] * language_loss).backward()
+    loss = action_loss + config["lm_weight"] * language_loss
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(loss.item())
+    norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), config["grad_clip"])
+    optimizer.step()
+    return {"action_loss": action_loss.item(), "language_loss": language_loss.item(),
+            "gradient_norm": norm.item()}
+
+
 def train(run, device, **overrides):
     config = tasks.configuration(run, **overrides)
     if "update" in config:
@@ -364,7 +389,6 @@ def train(run, device, **overrides):
           f"{100 * counts['trunk_trainable'] / counts['trunk']:.2f} %), on {device}", flush=True)
 
     log = Log(folder / "train.csv", done)
-    loss_of_actions = F.cross_entropy if config["suite"] == "atari" else F.mse_loss
     acting = float((data["actions"] > 0).mean())
     model.train()
     bar = tqdm(range(done, config["steps"]), initial=done, total=config["steps"], disable=None,
@@ -375,30 +399,16 @@ def train(run, device, **overrides):
         batch, mask = sample_batch(arrays, episode_ends, rng, config["batch_size"], config["context"])
         batch, mask = {name: x.to(device) for name, x in batch.items()}, mask.to(device)
 
-        # Each term of the loss adds its gradient as soon as it is known, so that one graph at a time is in
-        # memory: 4.4 GB instead of 6.2 for GPT-2.
-        optimizer.zero_grad(set_to_none=True)
-        predicted = model(**batch, attention_mask=mask)                        # (B, K, A)
-        action_loss = loss_of_actions(predicted[mask], batch["actions"][mask])
-        action_loss.backward()
-        language_loss = torch.zeros((), device=device)
-        if config["lm_weight"] > 0:
-            ids = text_batch(tokens, step, config).to(device)
-            language_loss = model.language_loss(ids, config["lm_positions"])
-            (config["lm_weight"] * language_loss).backward()
-        loss = action_loss + config["lm_weight"] * language_loss
-        if not math.isfinite(loss.item()):
-            sys.exit(f"train: the loss of {run} became {loss.item()} at step {step + 1}; nothing of this "
-                     "step was kept; lower --lr or look at the data")
-
-        norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), config["grad_clip"])
         lr = learning_rate(config, step, acting)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        ids = text_batch(tokens, step, config).to(device) if config["lm_weight"] > 0 else None
+        try:
+            log.add(training_step(model, optimizer, config, batch, mask, ids))
+        except FloatingPointError as error:
+            sys.exit(f"train: the loss of {run} became {error} at step {step + 1}; nothing of this step was "
+                     "kept; lower --lr or look at the data")
 
-        log.add({"action_loss": action_loss.item(), "language_loss": language_loss.item(),
-                 "gradient_norm": norm.item()})
         last = step + 1 == config["steps"]
         checkpoint = (step + 1) % config["eval_every"] == 0
         if (step + 1) % config["log_every"] == 0 or checkpoint or last:
