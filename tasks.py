@@ -477,6 +477,8 @@ def listing():
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         print(listing())
+    elif sys.argv[1] in ("-h", "--help"):
+        print(f"usage: tasks.py [RUN]\n\n{__doc__}")
     elif sys.argv[1] == "--make":
         print(axes())
     else:

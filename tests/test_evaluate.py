@@ -1,6 +1,7 @@
 """evaluate.py: lock-step play equals one episode at a time; rows, scores, seeds, gathering."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -170,6 +171,12 @@ def test_evaluation_is_repeatable_and_goes_on_after_an_interruption(evaluated):
     evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed0", "--episodes", "2")
     assert (folder / "eval.csv").read_bytes() == whole
     assert not (folder / "eval.part.csv").exists()
+    # in the precision it was trained in, which config.json says, unless another is asked for
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    for dtype in ("float32", "bfloat16"):
+        evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed0", "--episodes", "2", "--dtype", dtype)
+        assert ((folder / "eval.csv").read_bytes() == whole) == (dtype == "float32")
+    (folder / "eval.csv").write_bytes(whole)
 
 
 def test_data_are_never_mixed(evaluated):

@@ -14,7 +14,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora import add_lora, train_only_lora
-from model import DecisionTransformer, FrameCNN, dt_trunk
+from model import DecisionTransformer, FrameCNN, dt_trunk, quicken
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -56,6 +56,7 @@ def build(golden):
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert set(missing) == (set() if lora else {"trunk.wte.weight", "trunk.wpe.weight"})
     assert not unexpected
+    quicken(model)
     return model.eval(), lora
 
 
@@ -85,6 +86,7 @@ def test_golden_atari(path):
         model = DecisionTransformer(trunk, (4, 84, 84), config["actions"], config["max_timestep"], "mlp",
                                     atari=True, squash_logits=True)
         model.embed_state[0] = FrameCNN(config["lm"]["n_embd"], config["cnn_channels"])
+        quicken(model)
         model.load_state_dict({our_name(name[2:], True): torch.from_numpy(golden[name])
                                for name in golden.files if name.startswith("w/")})
         inputs = {"states": torch.from_numpy(golden["in/states"])} | batch(golden)

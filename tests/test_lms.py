@@ -176,6 +176,14 @@ def test_saved_and_loaded_they_act_alike(folder, tmp_path):
 
 # --- peft --------------------------------------------------------------------------------------
 
+@torch.no_grad()
+def test_the_last_mlp_may_be_left_out_where_nobody_reads(folder, monkeypatch):
+    model, x = wake(build_model(config_of(folder)).eval()), inputs()
+    quick = model(**x)
+    monkeypatch.setattr("model.last_mlp", lambda trunk: None)
+    torch.testing.assert_close(quick, model(**x), rtol=1e-5, atol=1e-6)
+
+
 def logits(trunk):
     ids = torch.randint(0, V, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -1,0 +1,253 @@
+"""The quick ways compute what the plain ones do, and bfloat16 what float32 does."""
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from conftest import one_line
+
+import benchmark
+import tasks
+import train
+from model import Dropout, attention, build_model, drop, last_mlp
+
+KIT = Path(__file__).parent.parent
+
+
+# --- dropout -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1003, dtype=dtype, requires_grad=True)
+    y = drop(x, p)
+    dropped = (y == 0).float().mean().item()
+    assert dropped == pytest.approx(p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-16)
+    assert y.max().item() == pytest.approx(1 / (1 - p), rel=0.01) and y.unique().numel() == 2
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach()), "the gradient passes where the value did"
+    # neighbours, whose masks come from one random word, are dropped independently
+    mask = (y == 0).flatten().float()
+    for lag in (1, 2, 3, 4):
+        together = (mask[:-lag] * mask[lag:]).mean().item()
+        assert together == pytest.approx(p * p, abs=0.002)
+
+
+def test_dropout_follows_the_seed_and_the_mode():
+    layer, x = Dropout(0.3), torch.ones(7, 5)
+    torch.manual_seed(1)
+    first = layer.train()(x)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), first) and not torch.equal(layer(x), first)
+    assert layer.eval()(x) is x and Dropout(0.0).train()(x) is x
+
+
+def test_a_model_has_no_other_dropout():
+    for method in ("lamo", "dt"):
+        model = build_model(tasks.configuration(f"mini/hopper-medium-1/{method}/seed0", dropout=0.1))
+        kinds = {type(m) for m in model.modules() if isinstance(m, nn.Dropout)}
+        assert kinds == {Dropout}
+        assert model.trunk.config._attn_implementation == "lamo"
+
+
+# --- attention ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("keys", [4, 2])
+@pytest.mark.parametrize("T, p", [(59, 0.0), (59, 1e-9), (300, 0.0), (300, 1e-9)])  # 1e-9 drops nothing
+def test_attention_is_pytorchs(T, p, keys, masked):
+    torch.manual_seed(0)
+    query = torch.randn(2, 4, T, 8, requires_grad=True)
+    key, value = (torch.randn(2, keys, T, 8, requires_grad=True) for _ in range(2))
+    mask = None
+    if masked:  # causal, with some keys hidden
+        hidden = torch.rand(2, 1, 1, T) < 0.2
+        allowed = torch.ones(T, T, dtype=torch.bool).tril() & ~hidden | torch.eye(T, dtype=torch.bool)
+        mask = torch.zeros(2, 1, T, T).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+    module = SimpleNamespace(is_causal=True, num_key_value_groups=4 // keys, training=True)
+    output, _ = attention(module, query, key, value, mask, dropout=p, scaling=0.3)
+    wanted = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=0.3,
+                                            enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-6)
+    weight = torch.randn_like(output)
+    for ours, theirs in zip(torch.autograd.grad((output * weight).sum(), (query, key, value)),
+                            torch.autograd.grad((wanted * weight).sum(), (query, key, value)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_made_anew_in_the_backward_pass_drops_the_same():
+    """With dropout the loss is linear in the values, and its gradient must be that very map."""
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 2, 300, 4), torch.randn(1, 2, 300, 4)
+    value = torch.randn(1, 2, 300, 4, requires_grad=True)
+    loss = attention(SimpleNamespace(is_causal=True), query, key, value, None, dropout=0.4)[0].sum()
+    gradient, = torch.autograd.grad(loss, value)
+    assert (gradient * value).sum().item() == pytest.approx(loss.item(), rel=1e-4)
+
+
+# --- what is not computed ----------------------------------------------------------------------
+
+def batch_of(config, B=4, K=6):
+    g = torch.Generator().manual_seed(0)
+    states = torch.randn(B, K, config["state_dim"], generator=g)
+    return {"states": states, "actions": torch.rand(B, K, config["action_dim"], generator=g),
+            "returns_to_go": torch.rand(B, K, 1, generator=g), "timesteps": torch.arange(K).repeat(B, 1)}
+
+
+def test_the_last_mlp_is_left_out_only_where_nobody_reads(monkeypatch):
+    config = tasks.configuration("mini/hopper-medium-1/lamo/seed0")
+    torch.manual_seed(0)
+    model, x = build_model(config).eval(), batch_of(config)
+    for module in model.modules():
+        if hasattr(module, "lora_B"):
+            nn.init.normal_(module.lora_B, std=0.05)
+    sizes, weight = [], model.embed_state.weight
+    handle = last_mlp(model.trunk).c_fc.register_forward_hook(
+        lambda _, inputs, __: sizes.append(inputs[0].shape[1]))
+    quick = model(**x)
+    newest = model.predict(model.embed_state(x.pop("states")), **x, newest=True)
+    model.language_loss(torch.randint(0, 100, (2, 9)))
+    handle.remove()
+    assert sizes == [6, 1, 8], "of 17 tokens, of 17 tokens, of all 8 of a text"
+    monkeypatch.setattr("model.last_mlp", lambda trunk: None)
+    plain = model(**batch_of(config))
+    torch.testing.assert_close(quick, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(newest[:, 0], plain[:, -1], rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(y.square().sum(), weight)[0] for y in (quick, plain)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_language_loss_in_parts_is_that_of_the_whole():
+    config = tasks.configuration("mini/kitchen-complete-1/lamo/seed0")
+    torch.manual_seed(0)
+    model = build_model(config)
+    words = model.trunk.get_output_embeddings().weight.shape[0]
+    ids = torch.randint(0, words, (2 * (2**24 // words) // 200 + 1, 202))  # more rows than one part has
+    wanted = [p for p in model.trunk.parameters() if p.requires_grad]
+    loss = model.language_loss(ids)
+    logits = model.trunk(input_ids=ids[:, :-1]).logits
+    plain = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for ours, theirs in zip(*(torch.autograd.grad(x, wanted) for x in (loss, plain)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+# --- bfloat16 ----------------------------------------------------------------------------------
+
+def curve(method, dtype, steps=50, task="hopper-medium"):
+    """Losses of 50 steps on rows that stand for a dataset, from the same start."""
+    config = tasks.configuration(f"mini/{task}-1/{method}/seed0", dtype=dtype, batch_size=16, warmup=10,
+                                 lr=3e-4, context=10)
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model = build_model(config).train()
+    assert model.bf16 == (dtype == "bfloat16")
+    rows, S, A = 2000, config["state_dim"], config["action_dim"]
+    states = rng.standard_normal((rows, S), np.float32).cumsum(0) / 30
+    data = {"observations": states, "actions": np.tanh(states[:, :A] * 3),
+            "offsets": np.arange(0, rows + 1, 100), "rewards": rng.uniform(0, 3, rows).astype(np.float32)}
+    arrays, ends, _, _ = train.training_arrays(data, config)
+    optimizer, losses = train.make_optimizer(model, config), []
+    for step in range(steps):
+        batch, mask = train.sample_batch(arrays, ends, np.random.default_rng(step), 16, config["context"])
+        ids = torch.from_numpy(rng.integers(0, 4000, (1, 64))) if config["lm_weight"] > 0 else None
+        losses.append(train.training_step(model, optimizer, config, batch, mask, ids))
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    return {name: np.array([row[name] for row in losses]) for name in ("action_loss", "language_loss")}
+
+
+@pytest.mark.parametrize("method, task", [("lamo", "hopper-medium"), ("dt", "hopper-medium"),
+                                          ("lamo", "kitchen-complete")])
+def test_bfloat16_keeps_the_loss_curve(method, task):
+    exact, quick = curve(method, "float32", task=task), curve(method, "bfloat16", task=task)
+    assert exact["action_loss"][-5:].mean() < 0.7 * exact["action_loss"][:5].mean(), "it does learn"
+    for name in ("action_loss", "language_loss"):
+        if exact[name].any():
+            apart = np.abs(quick[name] - exact[name]) / exact[name]
+            assert 0 < apart.mean() <= 0.005, f"{name}: {apart.mean():.4f}, at most {apart.max():.4f}"
+            print(f"{method} {task} {name}: {apart.mean():.5f}, at most {apart.max():.5f}")
+
+
+def test_auto_is_bfloat16_where_that_is_fast(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert train.pick_dtype("bfloat16", cpu) == "bfloat16" and train.pick_dtype("float32", cuda) == "float32"
+    for has in (True, False):
+        wanted = "bfloat16" if has else "float32"
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
+        assert train.pick_dtype("auto", cpu) == wanted
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert train.pick_dtype("auto", cuda) == wanted
+    assert train.pick_dtype("auto", torch.device("mps")) == "float32"
+
+
+# --- sizes and times ---------------------------------------------------------------------------
+
+def test_a_batch_takes_as_long_from_a_million_steps():
+    """No bound on seconds, which a busy machine breaks; it must not grow with the data."""
+    config = tasks.configuration("mini/hopper-medium-1/dt/seed0")
+
+    def seconds(rows):
+        arrays, ends = benchmark.dataset(rows, config)
+        rng, best = np.random.default_rng(0), 1.0
+        for _ in range(30):
+            start = time.perf_counter()
+            for _ in range(10):
+                train.sample_batch(arrays, ends, rng, 64, 20)
+            best = min(best, (time.perf_counter() - start) / 10)
+        return best
+
+    assert seconds(1_000_000) < 10 * seconds(10_000)
+
+
+@pytest.mark.parametrize("script", sorted({*benchmark.SCRIPTS} - {"lora.py"}))  # its options are few and last
+def test_help_needs_no_heavy_package(script):
+    """--help within half a second: what takes seconds to import is imported after the arguments are known."""
+    code = (f"import sys, runpy; sys.argv = [{script!r}, '--help']\n"
+            f"try: runpy.run_path({str(KIT / script)!r}, run_name='__main__')\n"
+            "except SystemExit as end: assert not end.code\n"
+            "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=KIT)
+    assert result.returncode == 0, result.stderr[-300:]
+    assert "usage" in result.stdout
+
+
+# --- benchmark.py ------------------------------------------------------------------------------
+
+def test_the_benchmark_measures_and_writes_its_rows(kit):
+    result = kit("benchmark.py", "--only", "batches", "--repeats", "5")
+    with open(kit.folder / "results" / "benchmark.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["64 x 20 of 10,000 steps", "64 x 20 of 1,000,000 steps"]
+    for row in rows:
+        assert tuple(row) == benchmark.COLUMNS
+        assert 0 < float(row["low"]) <= float(row["median"]) <= float(row["high"]) < 100
+        assert row["repeats"] == "5" and float(row["peak_gb"]) > 0.1 and row["machine"] and row["code"]
+        assert f"{row['median']} [{row['low']}, {row['high']}] ms" in result.stdout
+    line = one_line(kit("benchmark.py", "--only", "nonsense", check=False))
+    assert "nonsense" in line and "batches" in line
+
+
+def test_the_table_says_what_it_compares():
+    common = dict.fromkeys(benchmark.COLUMNS, "") | {
+        "low": "1", "high": "9", "repeats": "5", "peak_gb": "1.00", "dtype": "float32", "machine": "X"}
+    rows = [common | {"group": "machine", "name": "product, float32", "median": "100", "unit": "GFLOP/s"},
+            common | {"group": "g", "name": "kit", "median": "2", "unit": "s", "useful_gflops": "50"},
+            common | {"group": "g", "name": "peer", "median": "5", "unit": "s", "useful_gflops": "20"}]
+    text = benchmark.section(rows)
+    assert "50 % of float32" in text and "| 2.50 x |" in text
+    assert "not in this run" in text and "35.2 s" in text
+
+
+def test_the_readme_says_what_was_measured():
+    rows = benchmark.read_results(benchmark.RECORD)
+    assert benchmark.section(rows) in (KIT / "README.md").read_text()
+    assert {row["group"] for row in rows} == {row[0] for row in benchmark.ROWS}, "all of it was measured"
