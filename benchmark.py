@@ -298,7 +298,7 @@ def work(number, dtype):
 
 def start(number, args, dtype):
     more = ROWS[number][-1]
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "PYTHONWARNINGS": "ignore"}
     if more.get("peer") and not more.get("glibc"):
         environment = {key: value for key, value in environment.items() if key not in GLIBC}
     return subprocess.Popen([sys.executable, __file__, "--worker", str(number), "--dtype",
