@@ -59,9 +59,9 @@ OPTIONS.add_argument("--worker", type=int, help=argparse.SUPPRESS)
 # --- what is measured. Each function prepares, and returns one repeat as a function (which may return the
 # seconds itself) and what divides them: steps, or a number that turns 1 / seconds into the row's unit -----
 
-def gpt2_flops(tokens, context, trains_all):
-    """Forward, backward to the inputs, and backward to the weights if they train; 12 layers of 768."""
-    return 12 * tokens * (2 * 12 * 768**2 * (3 if trains_all else 2) + 3 * 4 * context * 768)
+def trunk_flops(tokens, context, passes, layers=12, width=768):
+    """passes: 1 forward, 2 and backward to the inputs, 3 and to the weights; attention has no weights."""
+    return layers * tokens * (2 * 12 * width**2 * passes + 4 * context * width * (3 if passes > 1 else 1))
 
 
 def build(kind, dtype):
@@ -232,31 +232,33 @@ def preparing(dtype, *words, rows=0):
 SCRIPTS = ("tasks.py", "prepare_data.py", "train.py", "baselines.py", "evaluate.py", "plot.py", "lora.py",
            "pretrain.py", "players.py", "benchmark.py")
 
+STEP, STEP_ALL = trunk_flops(3840, 60, 2), trunk_flops(3840, 60, 3)
+WORDS = trunk_flops(2048, 1024, 2) + 2 * 2 * 2048 * 768 * 50_257
+
 # group, name, unit, function, its arguments, and more: useful FLOPs; peers, which run in float32 and without
 # the glibc settings unless "glibc"; "beside" starts the row twice, side by side
 ROWS = [
     ("machine", "product 3840 x 768 x 3072, float32", "GFLOP/s", product, ("float32",), {}),
     ("machine", "product 3840 x 768 x 3072, bfloat16", "GFLOP/s", product, ("bfloat16",), {}),
-    ("GPT-2, step", "kit", "s", training, ("lamo",), {"flops": gpt2_flops(3840, 60, False)}),
+    ("GPT-2, step", "kit", "s", training, ("lamo",), {"flops": STEP}),
     ("GPT-2, step", "peft on stock transformers", "s", training, ("peft",),
-     {"flops": gpt2_flops(3840, 60, False), "peer": True}),
+     {"flops": STEP, "peer": True}),
     ("GPT-2, step", "the same with the kit's glibc settings", "s", training, ("peft",),
-     {"flops": gpt2_flops(3840, 60, False), "peer": True, "glibc": True}),
-    ("GPT-2, step, all weights", "kit", "s", training, ("wiki",), {"flops": gpt2_flops(3840, 60, True)}),
+     {"flops": STEP, "peer": True, "glibc": True}),
+    ("GPT-2, step, all weights", "kit", "s", training, ("wiki",), {"flops": STEP_ALL}),
     ("GPT-2, step, all weights", "stock transformers", "s", training, ("stock",),
-     {"flops": gpt2_flops(3840, 60, True), "peer": True}),
-]
-HEAD = 2 * 2 * 2048 * 768 * 50_257
-ROWS += [
-    ("GPT-2, step with text", "kit", "s", training, ("lamo", 10_000, True),
-     {"flops": gpt2_flops(3840, 60, False) + gpt2_flops(2048, 1024, False) + HEAD}),
+     {"flops": STEP_ALL, "peer": True}),
+    ("GPT-2, step with text", "kit", "s", training, ("lamo", 10_000, True), {"flops": STEP + WORDS}),
     ("GPT-2, step with text", "peft on stock transformers", "s", training, ("peft", 10_000, True),
-     {"flops": gpt2_flops(3840, 60, False) + gpt2_flops(2048, 1024, False) + HEAD, "peer": True}),
+     {"flops": STEP + WORDS, "peer": True}),
     ("small models, step", "mini LaMo, 4 layers of 256", "s", training, ("mini", 10_000, False, 5), {}),
     ("small models, step", "DT, 3 layers of 128", "s", training, ("dt", 10_000, False, 10), {}),
     *[("batches", f"64 x 20 of {rows:,} steps", "ms", sampling, (rows,), {}) for rows in (10_000, 1_000_000)],
-    *[(f"evaluation, {name}", f"{n} at once", "steps/s", playing, (kind, n), {})
-      for name, kind in (("GPT-2", "lamo"), ("mini LaMo", "mini"), ("DT", "dt")) for n in (1, 20, 80)],
+    *[(f"evaluation, {name}", f"{n} at once", "steps/s", playing, (kind, n),
+       {"flops": trunk_flops(60, 60, 1, layers, width)})
+      for name, kind, layers, width in (
+          ("GPT-2", "lamo", 12, 768), ("mini LaMo", "mini", 4, 256), ("DT", "dt", 3, 128))
+      for n in (1, 20, 80)],
     ("data", "mini/hopper-medium-0.01, 21 episodes played", "s", preparing, ("mini/hopper-medium-0.01",), {}),
     ("data", "paper/hopper-medium-1, HDF5 of 1,000,000 steps", "s", preparing,
      ("paper/hopper-medium-1",), {"keywords": {"rows": 1_000_000}}),
@@ -362,7 +364,8 @@ def row_of(number, repeats):
             "low": f"{min(values):.3g}", "high": f"{max(values):.3g}", "repeats": len(values),
             "cpu_seconds": cpu,
             "peak_gb": f"{max(r['peak'] for r in repeats):.2f}",
-            "useful_gflops": f"{more['flops'] / median / 1e9:.0f}" if "flops" in more else ""}
+            "useful_gflops": f"{more['flops'] * (1 / median if unit == 's' else median) / 1e9:.0f}"
+            if "flops" in more else ""}
 
 
 def benchmark(args):

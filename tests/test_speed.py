@@ -159,7 +159,7 @@ def curve(method, dtype, steps=50, task="hopper-medium"):
     optimizer, losses = train.make_optimizer(model, config), []
     for step in range(steps):
         batch, mask = train.sample_batch(arrays, ends, np.random.default_rng(step), 16, config["context"])
-        ids = torch.from_numpy(rng.integers(0, 4000, (1, 64))) if config["lm_weight"] > 0 else None
+        ids = torch.from_numpy(rng.integers(0, 4000, (1, 200))) if config["lm_weight"] > 0 else None
         losses.append(train.training_step(model, optimizer, config, batch, mask, ids))
     assert all(p.dtype == torch.float32 for p in model.parameters())
     return {name: np.array([row[name] for row in losses]) for name in ("action_loss", "language_loss")}
