@@ -359,13 +359,14 @@ def row_of(number, repeats):
     scale = {"ms": 1000}.get(unit, 1)
     values = [scale * s / divisor if divisor > 0 else -divisor / s for r in repeats for s in r["seconds"]]
     median = statistics.median(values)
+    useful = more.get("flops", 0) * (median if unit == "steps/s" else 1 / median)
     cpu = f"{statistics.median(r['cpu'] / divisor for r in repeats):.3g}" if divisor > 0 else ""
-    return {"group": group, "name": name, "unit": unit, "median": f"{median:.3g}",
-            "low": f"{min(values):.3g}", "high": f"{max(values):.3g}", "repeats": len(values),
+    median, low, high = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in (median, min(values), max(values)))
+    return {"group": group, "name": name, "unit": unit, "median": median, "low": low, "high": high,
+            "repeats": len(values),
             "cpu_seconds": cpu,
             "peak_gb": f"{max(r['peak'] for r in repeats):.2f}",
-            "useful_gflops": f"{more['flops'] * (1 / median if unit == 's' else median) / 1e9:.0f}"
-            if "flops" in more else ""}
+            "useful_gflops": f"{useful / 1e9:.0f}" if useful else ""}
 
 
 def benchmark(args):
