@@ -1,8 +1,8 @@
 """How fast the kit is, measured beside its peers on this machine.
 
-    make benchmark                          # everything: half an hour on one core of a laptop
-    python benchmark.py --only evaluation   # the rows whose group or name holds this
-    python benchmark.py --readme            # write README § Speed from results/benchmark.csv
+    make benchmark                               # everything: half an hour on one core
+    make benchmark ARGS="--only evaluation"      # the rows whose group or name holds this
+    python benchmark.py --readme                 # write README § Speed from results/benchmark.csv
 
 writes  results/benchmark.csv, one row a measurement (COLUMNS below); --readme keeps it in assets/, too
 
@@ -381,6 +381,8 @@ def benchmark(args):
     if not chosen:
         sys.exit(f"benchmark: no row's group or name holds {args.only!r}; there are "
                  f"{', '.join(dict.fromkeys(row[0] for row in ROWS))}")
+    if any(ROWS[n][3] is training for n in chosen) and not set(GLIBC) <= set(os.environ):
+        sys.exit("benchmark: training is measured with the Makefile's settings of glibc; run: make benchmark")
     common = {"dtype": dtype, "threads": args.threads, "machine": machine(), "torch": torch.__version__,
               "code": code_version()}
     rows = []

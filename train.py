@@ -375,6 +375,8 @@ def train(run, device, **overrides):
 
     data, provenance = load_data(config)
     arrays, episode_ends, mean, std = training_arrays(data, config)
+    acting = float((data["actions"] > 0).mean())
+    del data  # the arrays hold what is needed of it, once
     tokens, text = load_text(config)
     torch.manual_seed(config["seed"])
     model = build_model(config).to(device)
@@ -389,7 +391,6 @@ def train(run, device, **overrides):
           f"{100 * counts['trunk_trainable'] / counts['trunk']:.2f} %), on {device}", flush=True)
 
     log = Log(folder / "train.csv", done)
-    acting = float((data["actions"] > 0).mean())
     model.train()
     bar = tqdm(range(done, config["steps"]), initial=done, total=config["steps"], disable=None,
                desc=config["method"], unit="step")
