@@ -122,7 +122,7 @@ class DecisionTransformer(nn.Module):
                              dim=2)                                           # (B, K, 3, H)
         time = self.embed_timestep(timesteps.clamp(max=self.max_timestep - 1))
         time = time[:, :, None]                                               # (B, K, 1, H)
-        # Normalise, then add the time, as LaMo and Wiki-RL do on D4RL; DT adds it first, as Atari's models.
+        # Normalise, then add the time: as LaMo and Wiki-RL do; the first DT and Atari's models add it before.
         tokens = self.embed_ln(tokens + time) if self.atari else self.embed_ln(tokens) + time
         tokens = tokens.flatten(1, 2)[:, :-1]                                 # (B, 3K - 1, H)
         # Nobody reads the newest action, nor the output at any but the state tokens. The last MLP skips
@@ -190,94 +190,6 @@ class DecisionTransformer(nn.Module):
             return summed(hidden, targets) / len(targets)
         return sum(checkpoint(summed, *part, use_reentrant=False)
                    for part in zip(hidden.split(rows), targets.split(rows), strict=True)) / len(targets)
-
-
-# --- what makes it quick: the same functions, computed with less -------------------------------
-
-def last_mlp(trunk: nn.Module) -> nn.Module | None:
-    """That of the last block; OPT's is in pieces."""
-    base = trunk.base_model
-    layers = getattr(base, "h", None) or getattr(base, "layers", None)
-    return layers[-1].mlp if layers else None
-
-
-@contextmanager
-def only_at(read: slice, mlp: nn.Module | None, T: int):
-    """`mlp` maps (B, T, H) to (B, T, H) at the tokens `read`, and the others to 0."""
-    def pick(_, inputs):
-        return (inputs[0][:, read].contiguous(),)
-
-    def put_back(_, inputs, output):
-        whole = output.new_zeros(len(output), T, output.shape[2])
-        whole[:, read] = output
-        return whole
-
-    if mlp is None:
-        yield
-    else:
-        with mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(put_back):
-            yield
-
-
-def drop(x: torch.Tensor, p: float) -> torch.Tensor:
-    """F.dropout. On a CPU torch draws a mask element by element on one thread, 8 % of a GPT-2 step in
-    float32 and more in bfloat16; here one 64-bit draw serves four elements."""
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None)
-    bits = words.view(torch.int16)[:x.numel()].view(x.shape)
-    # 1 / (1 - p) or 0, written as x's own type because products with booleans are slow
-    return x * torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(x)).mul_(1 / (1 - p))
-
-
-class Dropout(nn.Dropout):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return drop(x, self.p) if self.training and self.p > 0 else x
-
-
-def attend(query, key, value, mask, p, scaling):
-    weights = ((scaling * query) @ key.transpose(2, 3) + mask).softmax(-1)    # (B, heads, T, T)
-    weights = weights.to(value.dtype)
-    return (drop(weights, p) if p > 0 else weights) @ value
-
-
-def attention(module, query, key, value, mask, dropout=0.0, scaling=None, **rest):
-    """What transformers calls for (B, heads, T, H / heads). PyTorch's own, but on a CPU with dropout.
-
-    There PyTorch keeps the (T, T) matrices of all layers, 5 GB for GPT-2 and 2 x 1,024 tokens of text.
-    Here a text's are made for 128 queries at a time, up to the last of them, and anew in the backward pass.
-    A trajectory's 60 tokens are one such part: as fast as PyTorch's in float32, several times in bfloat16.
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    T, rows = query.shape[2], 128
-    if query.device.type != "cpu" or T > rows and dropout == 0:
-        rest |= {"dropout": dropout, "scaling": scaling}
-        return sdpa_attention_forward(module, query, key, value, mask, **rest)
-    groups = query.shape[1] // key.shape[1]  # queries that share a key, in Llama's family
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if mask is None:
-        mask = torch.full((1, 1, T, T), torch.finfo(query.dtype).min, dtype=query.dtype).triu(1)
-    scaling, parts = scaling or query.shape[3] ** -0.5, []
-    for end in range(rows, T + rows, rows):
-        arguments = (query[:, :, end - rows:end], key[:, :, :end], value[:, :, :end],
-                     mask[:, :, end - rows:end, :end], dropout, scaling)
-        again = T > rows and torch.is_grad_enabled()
-        parts.append(checkpoint(attend, *arguments, use_reentrant=False) if again else attend(*arguments))
-    return torch.cat(parts, 2).transpose(1, 2), None                          # (B, T, heads, H / heads)
-
-
-def quicken(model: nn.Module) -> None:
-    """Give a DecisionTransformer the dropout and the attention above."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register("lamo", attention)
-    model.trunk.set_attn_implementation("lamo")
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
-                setattr(parent, name, Dropout(child.p))
 
 
 # --- which trunk -------------------------------------------------------------------------------
@@ -455,3 +367,91 @@ def build_model(config: dict) -> DecisionTransformer:
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
         nn.init.normal_(model.embed_timestep.weight, std=0.02)
     return model
+
+
+# --- what makes it quick: the same functions, computed with less -------------------------------
+
+def last_mlp(trunk: nn.Module) -> nn.Module | None:
+    """That of the last block; OPT's is in pieces."""
+    base = trunk.base_model
+    layers = getattr(base, "h", None) or getattr(base, "layers", None)
+    return layers[-1].mlp if layers else None
+
+
+@contextmanager
+def only_at(read: slice, mlp: nn.Module | None, T: int):
+    """`mlp` maps (B, T, H) to (B, T, H) at the tokens `read`, and the others to 0."""
+    def pick(_, inputs):
+        return (inputs[0][:, read].contiguous(),)
+
+    def put_back(_, inputs, output):
+        whole = output.new_zeros(len(output), T, output.shape[2])
+        whole[:, read] = output
+        return whole
+
+    if mlp is None:
+        yield
+    else:
+        with mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(put_back):
+            yield
+
+
+def drop(x: torch.Tensor, p: float) -> torch.Tensor:
+    """F.dropout. On a CPU torch draws a mask element by element on one thread, 8 % of a GPT-2 step in
+    float32 and more in bfloat16; here one 64-bit draw serves four elements."""
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None)
+    bits = words.view(torch.int16)[:x.numel()].view(x.shape)
+    # 1 / (1 - p) or 0, written as x's own type because products with booleans are slow
+    return x * torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(x)).mul_(1 / (1 - p))
+
+
+class Dropout(nn.Dropout):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return drop(x, self.p) if self.training and self.p > 0 else x
+
+
+def attend(query, key, value, mask, p, scaling):
+    weights = ((scaling * query) @ key.transpose(2, 3) + mask).softmax(-1)    # (B, heads, T, T)
+    weights = weights.to(value.dtype)
+    return (drop(weights, p) if p > 0 else weights) @ value
+
+
+def attention(module, query, key, value, mask, dropout=0.0, scaling=None, **rest):
+    """What transformers calls for (B, heads, T, H / heads). PyTorch's own, but on a CPU with dropout.
+
+    There PyTorch keeps the (T, T) matrices of all layers, 5 GB for GPT-2 and 2 x 1,024 tokens of text.
+    Here a text's are made for 128 queries at a time, up to the last of them, and anew in the backward pass.
+    A trajectory's 60 tokens are one such part: as fast as PyTorch's in float32, several times in bfloat16.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    T, rows = query.shape[2], 128
+    if query.device.type != "cpu" or T > rows and dropout == 0:
+        rest |= {"dropout": dropout, "scaling": scaling}
+        return sdpa_attention_forward(module, query, key, value, mask, **rest)
+    groups = query.shape[1] // key.shape[1]  # queries that share a key, in Llama's family
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if mask is None:
+        mask = torch.full((1, 1, T, T), torch.finfo(query.dtype).min, dtype=query.dtype).triu(1)
+    scaling, parts = scaling or query.shape[3] ** -0.5, []
+    for end in range(rows, T + rows, rows):
+        arguments = (query[:, :, end - rows:end], key[:, :, :end], value[:, :, :end],
+                     mask[:, :, end - rows:end, :end], dropout, scaling)
+        again = T > rows and torch.is_grad_enabled()
+        parts.append(checkpoint(attend, *arguments, use_reentrant=False) if again else attend(*arguments))
+    return torch.cat(parts, 2).transpose(1, 2), None                          # (B, T, heads, H / heads)
+
+
+def quicken(model: nn.Module) -> None:
+    """Give a DecisionTransformer the dropout and the attention above."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("lamo", attention)
+    model.trunk.set_attn_implementation("lamo")
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p))
