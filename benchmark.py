@@ -1,7 +1,7 @@
 """How fast the kit is, measured beside its peers on this machine.
 
     make benchmark                               # everything: half an hour on one core
-    make benchmark ARGS="--only evaluation"      # the rows whose group or name holds this
+    make benchmark ARGS="--only evaluation"      # the rows whose group or name holds this; others are kept
     python benchmark.py --readme                 # write README § Speed from results/benchmark.csv
 
 writes  results/benchmark.csv, one row a measurement (COLUMNS below); --readme keeps it in assets/, too
@@ -15,7 +15,8 @@ GPT-2 has its own shapes, random weights and the paper's dropout; a step reads 6
 steps and, with text, 2 x 1,024 tokens of all 50,257 words. Peers: the stock transformers model with peft's
 LoRA, or with all its weights trained, inside the same embeddings and heads, in float32, as a program that
 knows nothing of the Makefile's settings for glibc runs them.
-Useful FLOPs are those of the products of trunk and language head: forward, and backward to what trains.
+Useful FLOPs are those of the products of trunk and language head: forward, and backward to what trains; what
+is left out because nobody reads it counts.
 """
 
 import argparse
@@ -343,14 +344,18 @@ def measure(group, numbers, args, dtype):
     return repeats
 
 
-def machine():
-    """The processor's name, with what decides how fast bfloat16 is."""
+def about(dtype, threads):
+    """What every row says of the machine and the code. Asked of another process, because this one shall
+    stay small: a process begins with the peak memory of the one that started it."""
     import torch
+
+    from train import code_version, pick_dtype
 
     has = torch.cpu.get_capabilities()
     units = [name for name in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if has.get(name)]
-    return f"{has.get('cpu_name') or has.get('architecture', 'unknown')}, {os.cpu_count()} cores, " + \
-        (units[0] if units else "no vector units known")
+    name = f"{has.get('cpu_name') or has.get('architecture', 'unknown')}, {os.cpu_count()} cores"
+    return {"dtype": pick_dtype(dtype, torch.device("cpu")), "threads": threads, "torch": torch.__version__,
+            "machine": ", ".join([name, *units[:1]]), "code": code_version()}
 
 
 def row_of(number, repeats):
@@ -370,29 +375,33 @@ def row_of(number, repeats):
 
 
 def benchmark(args):
-    import torch
     from tqdm import tqdm
 
     from prepare_data import write_csv
-    from train import code_version, pick_dtype
 
-    dtype = pick_dtype(args.dtype, torch.device("cpu"))
     chosen = [n for n, row in enumerate(ROWS) if args.only in row[0] or args.only in row[1]]
     if not chosen:
         sys.exit(f"benchmark: no row's group or name holds {args.only!r}; there are "
                  f"{', '.join(dict.fromkeys(row[0] for row in ROWS))}")
     if any(ROWS[n][3] is training for n in chosen) and not set(GLIBC) <= set(os.environ):
         sys.exit("benchmark: training is measured with the Makefile's settings of glibc; run: make benchmark")
-    common = {"dtype": dtype, "threads": args.threads, "machine": machine(), "torch": torch.__version__,
-              "code": code_version()}
+    common = json.loads(subprocess.run(
+        [sys.executable, __file__, "--worker", "-1", "--dtype", args.dtype, "--threads", str(args.threads)],
+        check=True, stdout=subprocess.PIPE).stdout)
+    places = [(row[0], row[1]) for row in ROWS]
     rows = []
+    if args.only and RESULTS.exists():  # of this machine, not measured now
+        same = ("threads", "machine", "torch")
+        rows = [row for row in read_results(RESULTS) if [row[key] for key in same] ==
+                [str(common[key]) for key in same] and (row["group"], row["name"]) in places
+                and places.index((row["group"], row["name"])) not in chosen]
     for group in tqdm(list(dict.fromkeys(ROWS[n][0] for n in chosen)), disable=None, unit="group"):
-        repeats = measure(group, [n for n in chosen if ROWS[n][0] == group], args, dtype)
-        for n, of_row in repeats.items():
-            peer = {"dtype": "float32"} if ROWS[n][-1].get("peer") else {}
-            rows.append(row_of(n, of_row) | common | peer)
+        repeats = measure(group, [n for n in chosen if ROWS[n][0] == group], args, common["dtype"])
+        new = [row_of(n, of_row) | common | ({"dtype": "float32"} if ROWS[n][-1].get("peer") else {})
+               for n, of_row in repeats.items()]
+        rows = sorted([*rows, *new], key=lambda row: places.index((row["group"], row["name"])))
         write_csv(RESULTS, COLUMNS, rows)
-        tqdm.write("\n".join(line(row) for row in rows if row["group"] == group))
+        tqdm.write("\n".join(line(row) for row in new))
     print("\n" + "\n".join(table(rows)) + f"\n\nrows {RESULTS}")
 
 
@@ -404,8 +413,7 @@ def line(row):
 
 def table(rows):
     """Markdown, and what the released code took where it is known."""
-    peaks = {name.rpartition(" ")[2]: float(row["median"]) for row in rows for name in [row["name"]]
-             if row["group"] == "machine"}
+    peaks = {row["name"].rpartition(" ")[2]: float(row["median"]) for row in rows if row["group"] == "machine"}
     kit = {row["group"]: float(row["median"]) for row in rows if row["name"] == "kit"}
     lines = ["| | | median [range] | of the kit's | CPU | peak | of the machine's products |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
@@ -441,9 +449,10 @@ def read_results(path):
 def section(rows):
     """README § Speed's measured part."""
     first, least = rows[0], min(int(row["repeats"]) for row in rows)
-    about = (f"{first['machine']}; {first['threads']} thread a process; the kit in {first['dtype']}; "
-             f"torch {first['torch']}; commit {first['code']}; medians over {least} repeats or more.")
-    return "\n".join([about, "", *table(rows)])
+    commits = ", ".join(dict.fromkeys(row["code"] for row in rows))
+    where = (f"{first['machine']}; {first['threads']} thread a process; the kit in {first['dtype']}; "
+             f"torch {first['torch']}; commit {commits}; medians over {least} repeats or more.")
+    return "\n".join([where, "", *table(rows)])
 
 
 MARKS = ("<!-- written by benchmark.py --readme -->\n", "\n<!-- until here -->")
@@ -461,7 +470,9 @@ def write_readme():
 
 if __name__ == "__main__":
     args = OPTIONS.parse_args()
-    if args.worker is not None:
+    if args.worker == -1:
+        print(json.dumps(about(args.dtype, args.threads)))
+    elif args.worker is not None:
         work(args.worker, args.dtype)
     elif args.readme:
         write_readme()
