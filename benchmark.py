@@ -413,7 +413,8 @@ def line(row):
 
 def table(rows):
     """Markdown, and what the released code took where it is known."""
-    peaks = {row["name"].rpartition(" ")[2]: float(row["median"]) for row in rows if row["group"] == "machine"}
+    peaks = {row["name"].rpartition(" ")[2]: float(row["median"])  # by dtype
+             for row in rows if row["group"] == "machine"}
     kit = {row["group"]: float(row["median"]) for row in rows if row["name"] == "kit"}
     lines = ["| | | median [range] | of the kit's | CPU | peak | of the machine's products |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
