@@ -31,7 +31,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COLUMNS = ("group", "name", "unit", "median", "low", "high", "repeats", "cpu_seconds", "peak_gb",
+COLUMNS = ("group", "name", "unit", "median", "low", "high", "repeats", "cpu", "peak_gb",
            "useful_gflops", "dtype", "threads", "machine", "torch", "code")
 KIT = Path(__file__).resolve().parent
 RESULTS, RECORD, README = Path("results/benchmark.csv"), KIT / "assets/benchmark.csv", KIT / "README.md"
@@ -365,11 +365,11 @@ def row_of(number, repeats):
     values = [scale * s / divisor if divisor > 0 else -divisor / s for r in repeats for s in r["seconds"]]
     median = statistics.median(values)
     useful = more.get("flops", 0) * (median if unit == "steps/s" else 1 / median)
-    cpu = f"{statistics.median(r['cpu'] / divisor for r in repeats):.3g}" if divisor > 0 else ""
+    cpu = f"{scale * statistics.median(r['cpu'] / divisor for r in repeats):.3g}" if divisor > 0 else ""
     median, low, high = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in (median, min(values), max(values)))
     return {"group": group, "name": name, "unit": unit, "median": median, "low": low, "high": high,
             "repeats": len(values),
-            "cpu_seconds": cpu,
+            "cpu": cpu,
             "peak_gb": f"{max(r['peak'] for r in repeats):.2f}",
             "useful_gflops": f"{useful / 1e9:.0f}" if useful else ""}
 
@@ -428,7 +428,7 @@ def table(rows):
         lines.append(
             f"| {group if group != before else ''} | {row['name']} | {row['median']} "
             f"[{row['low']}, {row['high']}] {row['unit']} | {against} | "
-            f"{row['cpu_seconds'] and row['cpu_seconds'] + ' s'} | {row['peak_gb']} GB | {share} |")
+            f"{row['cpu'] and row['cpu'] + ' ' + row['unit']} | {row['peak_gb']} GB | {share} |")
         before = group
     lines += ["", f"The released code, unmodified, measured once on another machine ({RELEASED['machine']}), "
               "not in this run: " + "; ".join(f"{name} {took}" for name, took in RELEASED.items()
