@@ -40,7 +40,7 @@ help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
-	@echo "make benchmark                   speed beside peft and stock transformers, about 40 minutes"
+	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
 	@echo "make clean                       results and figures                 make clean-runs   and runs"
 	@echo
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
