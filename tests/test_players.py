@@ -59,5 +59,16 @@ def test_the_kitchens_script_does_what_it_is_told_and_stops():
     assert np.array_equal(executed[7:], label[7:])
 
 
+def test_partial_demonstrations_follow_d4rls_plans(monkeypatch):
+    """D4RL's 24 groups: always in one order, one group in 24 does all four, and 58 / 24 sub-tasks each."""
+    monkeypatch.setattr(players, "kitchen_player", lambda env, rng, order: order)
+    orders = [players.make_player(CONFIGS["kitchen-partial"], None, np.random.default_rng([index, 1]))
+              for index in range(601)]
+    assert len(players.KITCHEN_PLANS) == 24 and sum(map(len, players.KITCHEN_PLANS)) == 58
+    assert all(order == tuple(task for task in envs.KITCHEN_GOALS if task in order) for order in orders)
+    assert len(set(orders)) == 13 and 12 <= orders.count(tuple(envs.KITCHEN_GOALS)) <= 38
+    assert abs(np.mean([len(order) for order in orders]) - 58 / 24) < 0.15
+
+
 def test_a_scripted_player_is_not_trained(kit):
     assert "script" in one_line(kit("players.py", "pong-medium", check=False))
