@@ -58,7 +58,7 @@ list:
 
 build/axes.mk: tasks.py
 	@mkdir -p $(@D)
-	@$(BASE_PYTHON) tasks.py --make > $@.part && mv $@.part $@
+	@$(BASE_PYTHON) tasks.py --make > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
 
 # --- packages ----------------------------------------------------------------------------------
 
