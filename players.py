@@ -79,7 +79,7 @@ def make_player(config, env, rng, sampled=True):
         return sac_player(load(ASSETS / f"{name}.npz")[0], rng if sampled else None)
     if name == "kitchen-complete":  # D4RL's: all four, always in this order
         return kitchen_player(env, rng, tuple(KITCHEN_GOALS))
-    if name == "kitchen-partial":   # one of D4RL's plans
+    if name == "kitchen-partial":   # the plan of one of D4RL's
         plan = KITCHEN_PLANS[rng.integers(len(KITCHEN_PLANS))]
         return kitchen_player(env, rng, tuple(task for task in KITCHEN_GOALS if task[0] in plan))
     return {"breakout": breakout_player, "pong": pong_player, "qbert": qbert_player}[name](env, rng)
@@ -154,9 +154,10 @@ LOW = np.array([-2.85, -1.72, -2.85, -3.03, -2.85, 0.03, -2.85])  # just inside 
 HIGH = np.array([2.85, 1.72, 2.85, -0.43, 2.85, 2.07, 2.85])
 HOME = np.array([0.148, -1.768, 1.844, -2.477, 0.260, 0.713, 1.595])  # the arm after a reset
 OPEN, CLOSED = 1.0, -1.0  # actions of the fingers
-# What the 24 groups of demonstrations behind D4RL's "partial" do of microwave, kettle, light switch and
-# slide cabinet, always in this order (the folders of relay-policy-learning's kitchen_demos_multitask,
-# which D4RL's generator reads). They turn knobs and open the hinge cabinet besides; ours stop short.
+# What 24 groups of the demonstrations behind D4RL's "partial" do of microwave, kettle, light switch and
+# slide cabinet, always in this order: folders of relay-policy-learning's kitchen_demos_multitask, all of
+# which D4RL's generator reads. topknob_bottomknob_hinge_slide, which does the last alone, is not among
+# them. Theirs turn knobs and open the hinge cabinet besides; ours stop short.
 KITCHEN_PLANS = ("ks kls kls ks kls ms mls mk mks mks mkls mk "
                  "mkl m ms ls kl k kl mls mkl mls ml ml").split()
 NOISE = 0.1  # standard deviation of what is added to the arm's actions

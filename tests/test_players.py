@@ -60,7 +60,7 @@ def test_the_kitchens_script_does_what_it_is_told_and_stops():
 
 
 def test_partial_demonstrations_follow_d4rls_plans(monkeypatch):
-    """D4RL's 24 groups: always in one order, one group in 24 does all four, and 58 / 24 sub-tasks each."""
+    """24 plans: always in one order, one of them does all four, and 58 / 24 sub-tasks each."""
     monkeypatch.setattr(players, "kitchen_player", lambda env, rng, order: order)
     orders = [players.make_player(CONFIGS["kitchen-partial"], None, np.random.default_rng([index, 1]))
               for index in range(601)]
