@@ -79,7 +79,7 @@ def make_player(config, env, rng, sampled=True):
         return sac_player(load(ASSETS / f"{name}.npz")[0], rng if sampled else None)
     if name == "kitchen-complete":  # D4RL's: all four, always in this order
         return kitchen_player(env, rng, tuple(KITCHEN_GOALS))
-    if name == "kitchen-partial":   # the plan of one of D4RL's
+    if name == "kitchen-partial":   # after one of D4RL's plans
         plan = KITCHEN_PLANS[rng.integers(len(KITCHEN_PLANS))]
         return kitchen_player(env, rng, tuple(task for task in KITCHEN_GOALS if task[0] in plan))
     return {"breakout": breakout_player, "pong": pong_player, "qbert": qbert_player}[name](env, rng)
