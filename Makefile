@@ -56,6 +56,7 @@ help:
 list:
 	@$(BASE_PYTHON) tasks.py
 
+# $$$$ names the process: two makes may start together in a fresh clone
 build/axes.mk: tasks.py
 	@mkdir -p $(@D)
 	@$(BASE_PYTHON) tasks.py --make > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
