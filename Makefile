@@ -1,4 +1,5 @@
-# The LaMo kit. `make help` lists what can be asked for; no hyper-parameter stands here (tasks.py).
+# The LaMo kit. `make help` lists what can be asked for; no hyper-parameter stands here (tasks.py), and what has
+# to be done is decided in kit/plan.py.
 #
 #   data/PROFILE/CELL.npz -> runs/PROFILE/CELL/METHOD/seedN/{final.safetensors, eval.csv}
 #                         -> results/PROFILE/CELL.csv -> figures/PROFILE/CELL.png
@@ -11,6 +12,8 @@ DATA    ?=
 TEXT    ?=
 ARGS    ?=
 LAUNCH  ?=
+REPLACE ?=
+FRESH   ?=
 # all cores for one run at a time, one core each under make -j
 THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
 
@@ -19,22 +22,21 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 export OMP_NUM_THREADS = $(THREADS)
 # glibc returns every large activation to the kernel and faults it in again; this keeps it, which saves a
-# quarter of a GPT-2 step (README § Speed, peft's rows)
+# quarter of a GPT-2 step (docs/speed.md, peft's rows)
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 67108864
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
-# from tasks.py: TASKS, CELLS, ALL_METHODS, BASELINES, LM_METHODS, TEXT_RUNS, PLAYER_task, LM_profile/method,
-# LM_FILE_name, DIGEST_run
+# from tasks.py: TASKS, CELLS, ALL_METHODS, BASELINES, NO_LM, LM_profile/method
 -include build/axes.mk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all setup test benchmark clean clean-runs
+.PHONY: help list all setup test benchmark clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
@@ -46,20 +48,24 @@ help:
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
 	@echo "  SEEDS=\"$(SEEDS)\"                e.g. SEEDS=\"0 1 2\""
-	@echo "  LM=                      a hub name, a folder, a GGUF file, mini, mini-random, mini-early, smollm2"
-	@echo "  DATA=                    paper: D4RL's HDF5 or DQN replay's files, their folder, or a URL"
+	@echo "  LM=                      a hub name, a folder, a GGUF file, mini, mini-random, mini-early, smollm2:"
+	@echo "                           the trunk of the methods whose row in tasks.py names none"
+	@echo "  DATA=                    paper: D4RL's HDF5 or DQN replay's files, their folder (or one with a"
+	@echo "                           folder a suite: mujoco kitchen reacher2d atari), or a URL"
 	@echo "  TEXT=                    text for the language loss: a file, a folder, a zip, or a URL"
 	@echo "  ARGS=                    more settings for train.py, e.g. ARGS=\"--steps 50\""
 	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"
 	@echo "  LAUNCH=                  before every training and evaluation, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\""
+	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
+	@echo "  FRESH=1                  make all runs that are asked for anew, e.g. after a change of the code"
 
 list:
-	@$(BASE_PYTHON) tasks.py
+	@$(BASE_PYTHON) -m kit.settings
 
 # $$$$ names the process: two makes may start together in a fresh clone
-build/axes.mk: tasks.py
+build/axes.mk: tasks.py kit/settings.py
 	@mkdir -p $(@D)
-	@$(BASE_PYTHON) tasks.py --make > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
+	@$(BASE_PYTHON) -m kit.settings --make > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
 
 # --- packages ----------------------------------------------------------------------------------
 
@@ -93,73 +99,73 @@ test: $(VENV)/ready-dev
 	@$(PYTHON) -m pytest
 
 benchmark: $(VENV)/ready-benchmark
-	@$(PYTHON) benchmark.py --threads $(if $(filter file,$(origin THREADS)),1,$(THREADS)) $(ARGS)
+	@$(PYTHON) -m benchmark --threads $(if $(filter file,$(origin THREADS)),1,$(THREADS)) $(ARGS)
 
-# --- what a file was made with -----------------------------------------------------------------
-# A file target has no memory of LM=, DATA=, ARGS= and of tasks.py, so what it was made with lies in a
-# small file beside it that is rewritten only when it differs, and so redoes only what depends on it.
+# --- what has to be done -----------------------------------------------------------------------
+# kit/plan.py is asked once, changes nothing, and answers in words: run:RUN train:RUN text:RUN evaluate:RUN
+# data:CELL. A call of make for one cell's runs (INNER) is given the words of that cell.
 
-# $(call stamp,FILE,TEXT) is FILE, holding TEXT
-stamp = $(shell mkdir -p $(dir $1); printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1; echo $1)
-# make lists a folder once; these rules tell it that a stamp can be had where it saw none
-runs/%/settings: ;
-data/%.source: ;
+quote  = '$(subst ','\'',$1)'
+CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
+         LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
+         ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
+WANTED := $(filter $(addsuffix -%,$(TASKS)) all,$(MAKECMDGOALS))
+ifndef INNER
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all,$(WANTED)),all $(CELLS),$(WANTED))))
+  ifeq ($(firstword $(PLAN)),refused)
+    $(error $(wordlist 2,999,$(PLAN)))
+  endif
+endif
+planned = $(filter $1:$*,$(PLAN))
+ready   = $(if $(INNER),,$(VENV)/ready)
 
 # --- the stages --------------------------------------------------------------------------------
+# What a file depends on stands behind the |, because a finished run is never made anew by a date.
 
 # runs/STEM/...: STEM is PROFILE/CELL/METHOD/seedN
 parts   = $(subst /, ,$*)
 profile = $(word 1,$(parts))
-cell    = $(word 2,$(parts))
+cell    = $(profile)/$(word 2,$(parts))
 method  = $(word 3,$(parts))
-task_of = $(firstword $(foreach t,$(TASKS),$(if $(filter $t-%,$1),$t)))
-task    = $(call task_of,$(cell))
-lm      = $(or $(LM),$(LM_$(profile)/$(method)))
 trainer = $(if $(filter $(BASELINES),$(method)),baselines.py,train.py)
-# a run that does not exist is refused before its data are made
-digest   = $(or $(DIGEST_$(profile)/$(task)/$(method)),$(error $(shell $(BASE_PYTHON) tasks.py $* 2>&1)))
-settings = $(digest) $(if $(filter $(LM_METHODS),$(method)),LM=$(LM) )ARGS=$(ARGS)
-# the files of the LM, so that a changed LM is trained on anew
-lm_file   = $(if $(filter $(LM_METHODS),$(method)),$(or $(LM_FILE_$(lm)),$(wildcard $(lm)/*.safetensors $(filter %.gguf,$(lm)))))
-lm_ready  = $(if $(filter $(LM_METHODS),$(method)),$(if $(filter smollm2 %.gguf,$(lm)),$(VENV)/ready-smollm2))
-text_file = $(if $(filter $(profile)/$(task)/$(method),$(TEXT_RUNS))$(findstring lm_weight,$(ARGS)),data/$(profile)/text-$(notdir $(lm)).npz)
+own_lm  = $(LM_$(profile)/$(method))
+lm      = $(if $(LM),$(if $(filter $(profile)/$(method),$(NO_LM)),,--lm $(call quote,$(LM))))
+anew    = $(if $(FRESH),--fresh,$(if $(REPLACE),--replace))
 
-# text-NAME.npz is named after the last part of LM=, or after a method's own LM
-text_lm = $(if $(filter $*,$(notdir $(LM))),$(LM),$*)
+data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
+	$(PYTHON) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
 
-data/mini/text-%.npz: $$(call stamp,data/mini/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready $$(if $$(filter smollm2 %.gguf,$$*),$(VENV)/ready-smollm2)
-	$(PYTHON) prepare_data.py mini/text --lm '$(text_lm)' $(if $(TEXT),--text '$(TEXT)')
+runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
+	$(if $(call planned,text),$(PYTHON) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
+	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(if $(anew),--replace))
+	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew)
 
-data/paper/text-%.npz: $$(call stamp,data/paper/text-$$*.source,TEXT=$$(TEXT)) $$(wildcard $$(TEXT)) | $(VENV)/ready $$(if $$(filter smollm2 %.gguf,$$*),$(VENV)/ready-smollm2)
-	$(PYTHON) prepare_data.py paper/text --lm '$(text_lm)' $(if $(TEXT),--text '$(TEXT)')
+runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
+	$(LAUNCH) $(PYTHON) evaluate.py $* $(ARGS)
 
-runs/%/final.safetensors: $$(call stamp,runs/$$*/settings,$$(settings)) data/$$(profile)/$$(cell).npz $$(lm_file) $$(text_file) | $(VENV)/ready $$(lm_ready)
-	$(LAUNCH) $(PYTHON) $(trainer) $* $(if $(filter $(LM_METHODS),$(method)),$(if $(LM),--lm '$(LM)')) $(ARGS)
+evaluated: $(patsubst run:%,runs/%/eval.csv,$(filter run:%,$(PLAN)))
+	@:
 
-runs/%/eval.csv: runs/%/final.safetensors
-	$(LAUNCH) $(PYTHON) evaluate.py $*
-
-# `make all` takes those of METHODS that a task has; asked for one cell, a method it lacks is refused
-methods_of = $(if $(filter all,$(MAKECMDGOALS)),$(foreach m,$(METHODS),$(if $(DIGEST_$(PROFILE)/$(call task_of,$1)/$m),$m)),$(METHODS))
-
-results/$(PROFILE)/%.csv: $$(foreach m,$$(call methods_of,$$*),$$(foreach s,$(SEEDS),runs/$(PROFILE)/$$*/$$m/seed$$s/eval.csv))
-	@$(PYTHON) evaluate.py --collect $(PROFILE)/$*
+results/%.csv: $$(wildcard runs/$$*/*/seed*/eval.csv)
+	@$(PYTHON) evaluate.py --collect $*
 
 figures/%.png: results/%.csv paper/scores.csv plot.py tasks.py
 	@$(PYTHON) plot.py $* > /dev/null
 
-# of each task: its data, and the cell itself, whose name is what people type
-define TASK_RULES
-data/mini/$(1)-%.npz: $$(PLAYER_$(1)) | $$(VENV)/ready
-	$$(PYTHON) prepare_data.py mini/$(1)-$$*
+table/%: figures/%.png
+	@$(PYTHON) plot.py $* --table
 
-data/paper/$(1)-%.npz: $$$$(call stamp,data/paper/$(1)-$$$$*.source,DATA=$$$$(DATA)) $$$$(wildcard $$$$(DATA)) | $$(VENV)/ready
-	$$(PYTHON) prepare_data.py paper/$(1)-$$* $$(if $$(DATA),--data '$$(DATA)')
+# A cell, whose name is what people type: its runs, then the table and the figure of those that are there, also
+# when one failed.
+packages = $(VENV)/ready $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
+ASKED   := $(sort $(CELLS) $(filter-out all,$(WANTED)))
 
-$(1)-%: figures/$$(PROFILE)/$(1)-%.png
-	@$$(PYTHON) plot.py $$(PROFILE)/$$@ --table
-endef
-$(foreach task,$(TASKS),$(eval $(call TASK_RULES,$(task))))
+.PHONY: $(ASKED)
+$(ASKED): | $(packages)
+	+@$(MAKE) --no-print-directory INNER=1 PLAN='$(of_cell)' evaluated || failed=$$?; \
+	if ls runs/$(PROFILE)/$@/*/seed*/eval.csv > /dev/null 2>&1; then \
+	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$@ || failed=$$?; fi; exit $${failed:-0}
 
 all: $(CELLS)
 

@@ -4,14 +4,13 @@
     python baselines.py paper/halfcheetah-medium-1/iql/seed0 --device cuda
 
 reads   data/PROFILE/CELL.npz
-writes  runs/PROFILE/CELL/METHOD/seedN/, as train.py does: config.json, train.csv (one column a loss),
-        step-N.safetensors and final.safetensors (the actor, which is all that plays), and, while it
-        runs, state.safetensors, what a killed run resumes from
+writes  runs/PROFILE/CELL/METHOD/seedN/, through the same loop as train.py: config.json, train.csv (one
+        column a loss), and checkpoints of the actor, which is all that plays
 
 They learn from single transitions (s, a, r, s', whether s' is terminal) where sequence models read
 windows. Each method is one function below, an update from a batch; `losses` names what it minimises:
 
-    BC       imitation                                     CORL any_percent_bc.py, d3rlpy DiscreteBC
+    BC       imitation                                     CORL any_percent_bc.py, d3rlpy 2.1 DiscreteBC
     TD3+BC   Fujimoto & Gu 2021, arXiv 2106.06860          CORL td3_bc.py
     IQL      Kostrikov et al. 2021, arXiv 2110.06169       CORL iql.py
     CQL      Kumar et al. 2020, arXiv 2006.04779           CORL cql.py, d3rlpy DiscreteCQL
@@ -23,34 +22,22 @@ Letters: B batch, S state, A action (its width, or how many there are), M sample
 
 import copy
 import math
-import sys
 
-import tasks
-
-OPTIONS = tasks.options(__doc__)
+from kit import fail, settings
 
 if __name__ == "__main__":
-    ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds, so --help does not
+    ARGS = settings.options(__doc__).parse_args()  # before the imports below, which take seconds
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn as nn  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch.distributions import Normal  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.distributions import Normal
 
-from model import FrameCNN  # noqa: E402
-from train import (  # noqa: E402
-    Log,
-    load_data,
-    make_record,
-    pick_device,
-    resume,
-    save_state,
-    save_tensors,
-    start_run,
-    trainable,
-)
+from kit import runs
+from kit.quick import pick_device
+from model import FrameCNN
+from train import fit, load_data, trainable
 
 # --- transitions -------------------------------------------------------------------------------
 
@@ -60,31 +47,34 @@ def transitions(data, config):
 
     A state's successor is the next row, or, at an episode's end, what followed its last action: kept
     apart in last_states (E, ...), so that no state lies in memory twice. An episode that the time limit
-    cut off has a successor like any other; CORL takes D4RL's qlearning_dataset, which drops that step.
+    cut off has a successor like any other; where it was not recorded, `rows` leaves that step out. CORL
+    takes D4RL's qlearning_dataset, which always drops it.
     """
     lengths = np.diff(data["offsets"])
-    rewards = data["dataset_rewards" if config["kitchen_reward"] == "dataset" else "rewards"]
+    rewards = data["rewards"]
     if config["normalize_rewards"]:
         returns = np.add.reduceat(rewards, data["offsets"][:-1])
         # a single episode has no spread to divide by
         rewards = rewards * (1000 / np.ptp(returns) if np.ptp(returns) > 0 else 1)
     states, last = data["observations"], data["last_observations"]
     mean, std = np.zeros(0, np.float32), np.zeros(0, np.float32)
-    if config["suite"] != "atari":
+    if not config["pixels"]:
         mean = states.mean(0, dtype=np.float64).astype(np.float32)
         std = (states.std(0, dtype=np.float64) + 1e-3).astype(np.float32)
         states, last = (states - mean) / std, (last - mean) / std
+    kept = np.ones(len(rewards), bool)
+    kept[data["offsets"][1:] - 1] = np.isfinite(last).reshape(len(last), -1).all(1)
     arrays = {"states": states, "last_states": last.astype(states.dtype), "actions": data["actions"],
               "rewards": rewards.astype(np.float32), "terminals": data["terminals"].astype(np.float32),
               "episode": np.repeat(np.arange(len(lengths)), lengths),
               "timesteps": np.arange(len(rewards)) - np.repeat(data["offsets"][:-1], lengths),
-              "ends": np.repeat(data["offsets"][1:], lengths)}
+              "ends": np.repeat(data["offsets"][1:], lengths), "rows": np.flatnonzero(kept)}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, mean, std
 
 
 def sample_batch(arrays, rng, batch_size):
     """{name: (B, ...)} of transitions drawn uniformly; Atari's states are stacks (B, 4, 84, 84)."""
-    rows = torch.from_numpy(rng.integers(0, len(arrays["rewards"]), batch_size))
+    rows = arrays["rows"][torch.from_numpy(rng.integers(0, len(arrays["rows"]), batch_size))]
     states = arrays["states"]
     inside = rows + 1 < arrays["ends"][rows]
     following = states[rows + inside.long()]
@@ -187,7 +177,7 @@ class PixelNet(nn.Module):
 def build_networks(config):
     """A method's networks by name; "actor" plays, "target" is a slow copy of the critic."""
     update = config["update"]
-    if config["suite"] == "atari":
+    if config["pixels"]:
         nets = {"actor": PixelNet(config)}  # of CQL: the values, played greedily
         critic = nets["actor"] if update == "cql" else None
     else:
@@ -238,9 +228,9 @@ def descend(optimizer, loss):
 
 def update_bc(nets, optimizers, batch, config, step):
     actor = nets["actor"]
-    if config["suite"] == "atari":
-        logits = actor(batch["states"])
-        loss = F.cross_entropy(logits, batch["actions"]) + config["logit_penalty"] * logits.square().mean()
+    if config["discrete"]:
+        log_p = actor(batch["states"]).log_softmax(1)                              # (B, A)
+        loss = F.nll_loss(log_p, batch["actions"]) + config["logit_penalty"] * log_p.square().mean()
     else:
         loss = F.mse_loss(actor(batch["states"]), batch["actions"])
     descend(optimizers["actor"], loss)
@@ -336,7 +326,8 @@ def update_cql(nets, optimizers, batch, config, step):
 
 
 def update_discrete_cql(nets, optimizers, batch, config, step):
-    """Double DQN with the penalty; the actor is the value network."""
+    """Double DQN with the penalty; the actor is the value network. The target is copied before the update,
+    d3rlpy's after it, so that theirs is one update newer."""
     if step % config["target_every"] == 0:
         move(nets["target"], nets["actor"], 1.0)
     with torch.no_grad():
@@ -351,69 +342,44 @@ def update_discrete_cql(nets, optimizers, batch, config, step):
     return {"critic_loss": td_loss, "conservative_term": conservative}
 
 
-UPDATES = {"bc": update_bc, "td3bc": update_td3bc, "iql": update_iql, "cql": update_cql}
+UPDATES = {"bc": update_bc, "td3bc": update_td3bc, "iql": update_iql, "cql": update_cql,
+           "discrete_cql": update_discrete_cql}
 
 
 # --- the stage ---------------------------------------------------------------------------------
 
 def make_optimizers(nets, config):
     """Adam for each network that is not a slow copy."""
-    discrete = config["suite"] == "atari"
     return {name: torch.optim.Adam(net.parameters(), fused=True, lr=config[
-                "actor_lr" if name in ("actor", "log_temperature") and not discrete else "lr"])
+                "actor_lr" if name in ("actor", "log_temperature") and not config["discrete"] else "lr"])
             for name, net in nets.items() if not name.startswith("target")}
 
 
-def train(run, device, **overrides):
-    config = tasks.configuration(run, **overrides)
-    if "update" not in config:
-        sys.exit(f"baselines: {config['method']} is a sequence model; train it with: python train.py {run}")
-    run, folder = start_run(config)
+def train(run, device="auto", replace=False, fresh=False, **overrides):
+    config = settings.configuration(run, **overrides)
+    if config["kind"] != "baseline":
+        fail(f"{config['method']} is a sequence model; train it with: python train.py {run}")
     device = pick_device(device)
     data, provenance = load_data(config)
     arrays, mean, std = transitions(data, config)
+    del data
     torch.manual_seed(config["seed"])
-    nets = build_networks(config).to(device)
-    optimizers = make_optimizers(nets, config)
+    nets = build_networks(config)
     counts = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
-    record = make_record(config, provenance, mean, std, device, parameters=counts)
-    everything = dict(nets.named_parameters())
-    done = resume(folder, record, everything, optimizers.values())
-    print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; "
-          f"{', '.join(f'{name} {count:,}' for name, count in counts.items())} parameters, on {device}",
-          flush=True)
+    record = runs.make_record(config, provenance, mean, std, device, nets["actor"], parameters=counts)
+    optimizers = make_optimizers(nets.to(device).train(), config)
+    learn = UPDATES["discrete_cql" if config["discrete"] and config["update"] == "cql" else config["update"]]
 
-    discrete_cql = config["suite"] == "atari" and config["update"] == "cql"
-    update = update_discrete_cql if discrete_cql else UPDATES[config["update"]]
-    log = Log(folder / "train.csv", done)
-    nets.train()
-    bar = tqdm(range(done, config["steps"]), initial=done, total=config["steps"], disable=None,
-               desc=config["method"], unit="step")
-    for step in bar:
-        seeds = np.random.SeedSequence([config["seed"], step])
-        torch.manual_seed(int(seeds.generate_state(1)[0]))
-        batch = sample_batch(arrays, np.random.default_rng(seeds), config["batch_size"])
-        batch = {name: x.to(device) for name, x in batch.items()}
-        losses = {name: loss.item() for name, loss in
-                  update(nets, optimizers, batch, config, step).items()}
+    def update(step, rng):
+        batch = {name: x.to(device) for name, x in sample_batch(arrays, rng, config["batch_size"]).items()}
+        losses = {name: loss.item() for name, loss in learn(nets, optimizers, batch, config, step).items()}
         if not all(map(math.isfinite, losses.values())):
-            sys.exit(f"baselines: a loss of {run} is no longer finite at step {step + 1} ({losses}); nothing "
-                     "of this step was kept; lower --lr or look at the data")
-        log.add(losses)
-        last, checkpoint = step + 1 == config["steps"], (step + 1) % config["eval_every"] == 0
-        if (step + 1) % config["log_every"] == 0 or checkpoint or last:
-            log.row(step + 1)
-            bar.set_postfix({name: value for name, value in log.rows[-1].items() if name != "step"})
-        if checkpoint and not last:
-            log.save()
-            save_tensors(folder / f"step-{step + 1:07d}.safetensors", trainable(nets["actor"]), run=run,
-                         step=step + 1)
-            save_state(folder, step + 1, everything, optimizers.values())
-    log.save()
-    save_tensors(folder / "final.safetensors", trainable(nets["actor"]), run=run, step=config["steps"])
-    (folder / "state.safetensors").unlink(missing_ok=True)
-    print(f"{run}: done, " + ", ".join(f"{name} {log.rows[0].get(name, '')} -> {value}"
-                                       for name, value in log.rows[-1].items() if name != "step"))
+            raise FloatingPointError(f"the loss became {losses}")
+        return losses
+
+    about = f"{', '.join(f'{name} {count:,}' for name, count in counts.items())} parameters, on {device}"
+    fit(record, dict(nets.named_parameters()), optimizers.values(), update, trainable(nets["actor"]), about,
+        replace, fresh)
 
 
 if __name__ == "__main__":

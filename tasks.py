@@ -1,26 +1,22 @@
-"""The paper's experiments as plain data. Standard library only; every stage reads its settings here.
+"""The paper's experiments as tables, and nothing else; kit/settings.py reads them.
 
-A cell is ENV-DATASET-RATIO (`hopper-medium-0.01`), a run is PROFILE/CELL/METHOD/seedN
-(`mini/hopper-medium-0.01/lamo/seed0`), and a run's name determines its whole configuration:
+A cell is TASK-RATIO (`hopper-medium-0.01`), a run is PROFILE/CELL/METHOD/seedN
+(`mini/hopper-medium-0.01/lamo/seed0`). A run's name determines its whole configuration:
 
-    python3 tasks.py                                            # every cell, as `make list` prints it
-    python3 tasks.py paper/hopper-medium-0.01/lamo/seed0        # one run's configuration, as JSON
+    configuration = DEFAULTS | SEQUENCE | TASKS[task] | METHODS[method], each with its parts for the
+    suite, the task and the profile; the baselines have none of SEQUENCE
 
-    configuration = DEFAULTS | SEQUENCE | TASKS[task] | METHODS[method], each with its part for the
-    profile; the baselines have none of SEQUENCE
+    python3 -m kit.settings                                         # every cell, as `make list` prints it
+    python3 -m kit.settings paper/hopper-medium-0.01/lamo/seed0     # one run's configuration, as JSON
 
-To add a task, add a row to TASKS. Published scores stand in paper/scores.csv.
+To add a task, add a row to TASKS (docs/extending.md). Published scores stand in paper/scores.csv.
 Sources: LaMo, arXiv 2310.20587 (camera-ready), and its released code, srzer/LaMo-2023@3e4fcc8.
 """
 
-import argparse
-import hashlib
-import json
-import sys
-
 # What every method has. A comment names the source where it is not appendix table 6 or run.sh.
 DEFAULTS = {
-    "kitchen_reward": "sparse",  # 1 the first time a sub-task is done; "dataset": each step, how many are
+    "pixels": False,           # states are frames (4, 84, 84) of bytes
+    "discrete": False,         # actions are numbers of buttons
     "batch_size": 64,
     "steps": 100_000,
     "lr": 1e-4,
@@ -34,6 +30,8 @@ DEFAULTS = {
 
 # What sequence models add, train.py: LaMo's D4RL runs, appendix tables 6 and 7, run.sh, experiment.py.
 SEQUENCE = {
+    "kind": "sequence",
+    "released": False,         # what the released code does where ours does otherwise, docs/differences.md
     # model
     "lm": "gpt2",              # a hub name, a folder, a GGUF file, or a name in LANGUAGE_MODELS
     "trunk": "pretrained",     # "pretrained": the LM; "random": its shape alone; "dt": a small transformer
@@ -46,13 +44,11 @@ SEQUENCE = {
     "dropout": 0.1,
     "dtype": "auto",           # of the trunk's matrix products: "bfloat16" where that is fast, else "float32"
     "quick_init": False,       # He's initialisation of the CNN and small time embeddings
-    "squash_logits": False,    # a tanh on the logits of discrete actions
     # data
     "context": 20,             # K, environment steps the model sees
-    "returns": "inclusive",    # a return-to-go has its own step's reward in it; "exclusive": only later ones
     # optimisation
     "warmup": 2_500,           # steps of linear warm-up
-    "schedule": "constant",    # after the warm-up; or "cosine" to a tenth, or "tokens", see train.py
+    "schedule": "constant",    # after the warm-up; or "cosine" to a tenth
     "weight_decay": 1e-5,
     "adam_eps": 1e-6,
     "grad_clip": 0.25,
@@ -60,7 +56,6 @@ SEQUENCE = {
     "lm_weight": 0.0,
     "lm_batch_size": 2,
     "lm_block": 1024,          # tokens of a text block
-    "lm_positions": True,      # give the text its position embeddings (the released code does not)
     # evaluation
     "clip_rewards": False,     # the return still to come counts rewards by their sign
 }
@@ -68,6 +63,7 @@ SEQUENCE = {
 # What the baselines add, baselines.py: CORL's settings, which the paper took over (p. 17), for 100K
 # steps instead of CORL's million. Atari: d3rlpy's.
 BASELINE = {
+    "kind": "baseline",
     "batch_size": 256,
     "lr": 3e-4,
     "actor_lr": 3e-4,
@@ -77,7 +73,7 @@ BASELINE = {
     "discount": 0.99,
     "target_rate": 0.005,      # how far the target networks move at an update
     "normalize_rewards": False,  # by 1000 / (largest - smallest return of the data)
-    "logit_penalty": 0.5,      # BC, discrete: on the squared logits
+    "logit_penalty": 0.5,      # BC, discrete: on the squared log-probabilities
     "bc_alpha": 2.5,           # TD3+BC: the weight of Q against imitation
     "policy_noise": 0.2,       #   of the target's actions,
     "noise_clip": 0.5,         #   at most
@@ -96,8 +92,7 @@ BASELINE = {
 CHOICES = {
     "trunk": ("pretrained", "random", "dt"), "train": ("lora", "all", "nothing"),
     "dtype": ("auto", "bfloat16", "float32"), "embeddings": ("mlp", "linear"),
-    "lora": ("loralib", "peft"), "returns": ("inclusive", "exclusive"),
-    "kitchen_reward": ("sparse", "dataset"), "schedule": ("constant", "cosine", "tokens"),
+    "lora": ("loralib", "peft"), "schedule": ("constant", "cosine"),
 }
 
 # What the mini profile changes, whatever the task: few steps at a large learning rate, and no dropout,
@@ -132,8 +127,6 @@ KITCHEN = {
     "return_scale": 1.0,
     "target_returns": (5.0, 4.0),
     "lm_weight": 0.1,                         # the only tasks it helps on, appendix p. 17
-    # what the released code does where ours does otherwise, for METHODS["lamo-released"]
-    "released": {"kitchen_reward": "dataset", "lm_positions": False},
     "at_once": 10,                            # an environment takes 100 MB
     "mini": {"episodes": 10, "eval_every": 125, "score_window": 2},
 }
@@ -141,6 +134,8 @@ KITCHEN = {
 # What the authors' Atari code shares: experiment-atari, cfgs/ and model.py.
 ATARI = {
     "suite": "atari",
+    "pixels": True,
+    "discrete": True,
     "ratios": ("0.1", "1"),
     "state_dim": (4, 84, 84),
     "horizon": 4096,
@@ -157,15 +152,13 @@ ATARI = {
     "lora_rank": 32,
     "lora_alpha": 32,
     "episodes": 5,
-    "released": {"schedule": "tokens", "squash_logits": True, "returns": "exclusive",
-                 "clip_rewards": False, "dropout": 0.0},
     # with the authors' initialisation pixels count for nothing in the first 200 steps
     "mini": {"quick_init": True, "batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 150,
              "score_window": 2, "player_horizon": 10_000},       # whole games of Pong
 }
 
 # A dict inside a row holds only where its name says: a suite ("atari"), a task ("hopper-medium"), a profile
-# ("mini"), profile and suite ("mini-atari"), or the released code ("released").
+# ("mini"), or profile and suite ("mini-atari").
 # Data, target returns (appendix table 6) and horizon in environment units. reference: the returns of a
 # random player and of an expert (Atari: a human), where d4rl's infos.py has none.
 TASKS = {
@@ -267,7 +260,8 @@ TASKS = {
     },
 }
 
-# Each method states only what differs from LaMo; "update" marks the baselines.
+# Each method states only what differs from LaMo. "suites" are those it exists for, if not for all.
+CONTINUOUS = ("mujoco", "kitchen", "reacher2d")
 METHODS = {
     "lamo": {},
     "dt": {                                   # Decision Transformer: 3 layers of 128, one head
@@ -295,9 +289,10 @@ METHODS = {
         "atari": {"batch_size": 100, "lr": 1e-3},
         "mini-atari": {"batch_size": 32, "steps": 1_500, "eval_every": 300, "log_every": 50},
     },
-    "td3bc": BASELINE | {"update": "td3bc"},
+    "td3bc": BASELINE | {"update": "td3bc", "suites": CONTINUOUS},
     "iql": BASELINE | {
         "update": "iql",
+        "suites": CONTINUOUS,
         "hopper-medium": {"deterministic": True, "normalize_rewards": True, "target_rate": 0.001},
         "kitchen": {"beta": 0.5, "actor_dropout": 0.1},      # the settings of IQL's authors
     },
@@ -328,158 +323,15 @@ METHODS = {
     "lamo-rank64": {"lora_rank": 64, "lora_alpha": 128, "atari": {"lora_alpha": 64}},
     "lamo-medium": {"lm": "gpt2-medium", "mini": {"lm": None}},
     "lamo-smollm2": {"lm": "smollm2"},
-    "lamo-released": {},                      # with what the tasks' rows call "released"
+    "lamo-released": {"released": True, "suites": ("kitchen", "atari"), "atari": {"dropout": 0.0}},
 }
 
-TRAINED = ("hopper", "halfcheetah", "walker2d", "reacher2d")  # players in assets/players; others are scripts
+TRAINED = ("hopper", "halfcheetah", "walker2d", "reacher2d")  # players with weights; the others are scripts
 
 LANGUAGE_MODELS = {
-    "mini": "assets/lm",                      # pre-trained on English prose, see assets/README.md
-    "mini-random": "assets/lm-random",        # equally long, on shuffled tokens
-    "mini-early": "assets/lm-early",          # stopped after a tenth of the tokens
+    "mini": "mini/weights/lm",                      # pre-trained on English prose, see mini/README.md
+    "mini-random": "mini/weights/lm-random",        # equally long, on shuffled tokens
+    "mini-early": "mini/weights/lm-early",          # stopped after a tenth of the tokens
 }
 
 PROFILES = ("mini", "paper")
-
-
-def fail(message):
-    """End the program with one line that says what is wrong and what to do."""
-    sys.exit(message)
-
-
-def cells():
-    """Every cell of the paper's tables: ["hopper-medium-0.005", ...]."""
-    return [f"{task}-{ratio}" for task, row in TASKS.items() for ratio in row["ratios"]]
-
-
-def parse_cell(name):
-    """"mini/hopper-medium-0.01" -> ("mini", "hopper-medium", 0.01)."""
-    profile, _, cell = name.partition("/")
-    task, _, ratio = cell.rpartition("-")
-    if profile not in PROFILES:
-        fail(f"tasks: no profile {profile!r} in {name!r}; there are {', '.join(PROFILES)}")
-    if task not in TASKS:
-        fail(f"tasks: no task {task or cell!r} in {name!r}; a cell is TASK-RATIO with TASK one of "
-             f"{', '.join(TASKS)}, for example {cells()[0]}")
-    try:
-        number = float(ratio)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        fail(f"tasks: {ratio!r} in {name!r} is no ratio; give a number above 0 and at most 1")
-    return profile, task, number
-
-
-def parse_run(name):
-    """"mini/hopper-medium-0.01/lamo/seed0" -> ("mini", "hopper-medium", 0.01, "lamo", 0)."""
-    parts = name.strip("/").removeprefix("runs/").split("/")
-    if len(parts) != 4 or not parts[3].startswith("seed") or not parts[3][4:].isdigit():
-        fail(f"tasks: {name!r} is no run; a run is PROFILE/CELL/METHOD/seedN, "
-             "for example mini/hopper-medium-0.01/lamo/seed0")
-    profile, task, ratio = parse_cell("/".join(parts[:2]))
-    if parts[2] not in METHODS:
-        fail(f"tasks: no method {parts[2]!r}; there are {', '.join(METHODS)}")
-    return profile, task, ratio, parts[2], int(parts[3][4:])
-
-
-def is_baseline(method):
-    return "update" in METHODS[method]
-
-
-def missing(task, method):
-    """Why a method does not exist on a task, or None."""
-    if method.endswith("-released") and "released" not in TASKS[task]:
-        return f"{task} has no released part, so {method} would be plain lamo; use that"
-    if method in ("td3bc", "iql") and TASKS[task]["suite"] == "atari":
-        return f"{method} needs continuous actions, and those of {task} are buttons; use bc or cql"
-    return None
-
-
-def configuration(run, **overrides):
-    """The flat dict of settings that a run's name stands for. Overrides that are None are ignored, and
-    those that the method has no use for."""
-    profile, task, ratio, method, seed = parse_run(run)
-    if missing(task, method):
-        fail(f"tasks: {missing(task, method)}")
-    config = DEFAULTS | SEQUENCE | (MINI if profile == "mini" else {})
-    suite = TASKS[task]["suite"]
-    parts = (suite, task, "released" if method.endswith("-released") else "", profile, f"{profile}-{suite}")
-    for row in (TASKS[task], METHODS[method]):
-        config |= {name: value for name, value in row.items() if not isinstance(value, dict)}
-        for part in parts:
-            config |= row.get(part, {})
-    del config["ratios"]
-    if is_baseline(method):
-        for name in (*SEQUENCE, "target_returns", "return_scale"):
-            del config[name]
-    else:
-        config.setdefault("max_timestep", config["horizon"])
-    config |= {key: value for key, value in overrides.items() if value is not None and key in config}
-    return {"profile": profile, "cell": run.split("/")[-3], "task": task, "ratio": ratio,
-            "method": method, "seed": seed} | config
-
-
-def options(manual):
-    """The command line of train.py and baselines.py: every setting can be overridden there. One that
-    the method has no use for (DT's lora_rank) is ignored, so that one ARGS= serves several methods."""
-    parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="PROFILE/CELL/METHOD/seedN")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    for name, value in (BASELINE | SEQUENCE | DEFAULTS).items():
-        if isinstance(value, bool):
-            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
-        elif not isinstance(value, dict):
-            parser.add_argument(f"--{name}", type=type(value), choices=CHOICES.get(name),
-                                **({} if name in CHOICES else {"metavar": str(value) or "''"}))
-    return parser
-
-
-def digest(profile, task, method):
-    """A short name of all settings that a run's files depend on, so that make redoes the runs that a
-    change of this file concerns, and only those."""
-    config = configuration(f"{profile}/{task}-1/{method}/seed0")
-    for name in ("cell", "ratio", "seed", "score_window"):
-        del config[name]
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def axes():
-    """What the Makefile needs to know, as make variables."""
-    players = [(task, configuration(f"mini/{task}-1/dt/seed0")["player"]) for task in TASKS]
-    baselines = [method for method in METHODS if is_baseline(method)]
-    uses_lm = [method for method, row in METHODS.items()
-               if method not in baselines and row.get("trunk") != "dt"]
-    runs = [(profile, task, method) for profile in PROFILES for task in TASKS for method in METHODS
-            if not missing(task, method)]
-    configurations = {run: configuration("{}/{}-1/{}/seed0".format(*run)) for run in runs}
-    text = ["/".join(run) for run in runs if configurations[run].get("lm_weight", 0) > 0]
-    own_lm = {(profile, method): config["lm"] or "" for (profile, _, method), config in configurations.items()
-              if method in uses_lm}
-    return "\n".join([
-        f"TASKS := {' '.join(TASKS)}", f"CELLS := {' '.join(cells())}",
-        f"ALL_METHODS := {' '.join(METHODS)}", f"BASELINES := {' '.join(baselines)}",
-        f"LM_METHODS := {' '.join(uses_lm)}", f"TEXT_RUNS := {' '.join(text)}",
-        *(f"LM_{profile}/{method} := {lm}" for (profile, method), lm in own_lm.items()),
-        *(f"PLAYER_{task} := assets/players/{player}.npz" for task, player in players if player in TRAINED),
-        *(f"LM_FILE_{name} := {folder}/model.safetensors" for name, folder in LANGUAGE_MODELS.items()),
-        *(f"DIGEST_{'/'.join(run)} := {digest(*run)}" for run in runs)])
-
-
-def listing():
-    lines = [f"{'cell':24} {'environment':23} {'dataset':22} targets"]
-    for task, row in TASKS.items():
-        for ratio in row["ratios"]:
-            targets = ", ".join(f"{target:g}" for target in row["target_returns"])
-            lines.append(f"{task + '-' + ratio:24} {row['env']:23} {row['dataset']:22} {targets}")
-    return "\n".join([*lines, f"\nmethods:  {' '.join(METHODS)}", f"profiles: {' '.join(PROFILES)}"])
-
-
-if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        print(listing())
-    elif sys.argv[1] in ("-h", "--help"):
-        print(f"usage: tasks.py [RUN]\n\n{__doc__}")
-    elif sys.argv[1] == "--make":
-        print(axes())
-    else:
-        print(json.dumps(configuration(sys.argv[1]), indent=1))

@@ -1,6 +1,6 @@
 """The environments the paper evaluates in, each with Gymnasium's API and the dataset's observations.
 
-    env = make_env(tasks.configuration("mini/kitchen-complete-0.3/lamo/seed0"))
+    env = make_env(configuration("mini/kitchen-complete-0.3/lamo/seed0"))
 
 MuJoCo       Gymnasium's `-v4` classes: rewards and models equal the `-v2` ones that D4RL recorded, while
              `-v5` withholds the bonus of the last step and changes Walker2d's friction.
@@ -14,14 +14,23 @@ import io
 import logging
 from pathlib import Path
 
+import ale_py
+import cv2
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
 
+with contextlib.redirect_stderr(io.StringIO()):  # a notice about other environments at every import
+    import gymnasium_robotics
+
 # v4 is meant; gymnasium recommends v5 at every call.
 logging.getLogger("gymnasium").setLevel(logging.ERROR)
 gym.logger.min_level = gym.logger.ERROR
+gym.register_envs(gymnasium_robotics)
+gym.register_envs(ale_py)
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+cv2.setNumThreads(1)
 
 
 def make_env(config):
@@ -50,8 +59,8 @@ class Reacher2d(MujocoEnv):
 
     def __init__(self, **kwargs):
         space = gym.spaces.Box(-np.inf, np.inf, (12,), np.float64)
-        super().__init__(str(Path(__file__).resolve().parent / "assets" / "reacher2d.xml"), frame_skip=15,
-                         observation_space=space, **kwargs)
+        model = Path(__file__).resolve().parent / "reacher2d.xml"
+        super().__init__(str(model), frame_skip=15, observation_space=space, **kwargs)
         self.target = self.model.body("target").id
 
     def observation(self):
@@ -117,9 +126,6 @@ def kitchen_observation(v1):
 
 
 def make_kitchen(name, horizon):
-    with contextlib.redirect_stderr(io.StringIO()):  # a notice about other environments at every import
-        import gymnasium_robotics
-    gym.register_envs(gymnasium_robotics)
     # v0's noise; v1's own is a tenth of it or less, and its resets have no other randomness
     env = gym.make(name, max_episode_steps=horizon, tasks_to_complete=list(KITCHEN_GOALS),
                    robot_noise_ratio=0.1, object_noise_ratio=0.1)
@@ -131,12 +137,6 @@ def make_kitchen(name, horizon):
 def make_atari(name, horizon):
     """Observations (4, 84, 84) uint8. `-v4` has no sticky actions and is what the authors evaluate in;
     `-v0` repeats an action with probability 0.25 and is what DQN replay was recorded in."""
-    import ale_py
-    import cv2
-
-    cv2.setNumThreads(1)
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    gym.register_envs(ale_py)
     env = AtariPreprocessing(gym.make(name, obs_type="grayscale"))
     # outside of the preprocessing, so that the limit counts its steps and not the emulator's frames
     return FrameStackObservation(TimeLimit(env, horizon), 4, padding_type="reset")

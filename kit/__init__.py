@@ -1,0 +1,23 @@
+"""What the stages share, a room for each concern. Nothing here knows a stage.
+
+settings         a run's name -> its configuration; the command line; what make needs
+artifacts        paths and file formats: datasets, tensors, JSON, logs, results
+runs             a run's record, its beginning, and what a killed one resumes from
+plan             which of the runs asked for are finished, which differ, which must be made
+language_models  where a language model is found, loaded, and named by digest
+quick            the same functions, computed with less
+adapters         LoRA in the format of the peft library
+envs             the environments
+statistics       scores and their intervals
+policy           how a trained network acts in them
+
+`fail` is how every program of the kit ends on bad input.
+"""
+
+import sys
+from pathlib import Path
+
+
+def fail(message):
+    """End the program with one line: what is wrong, in which file, and what to do."""
+    sys.exit(f"{Path(sys.argv[0]).stem}: {message}")

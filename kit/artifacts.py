@@ -1,0 +1,267 @@
+"""The one place that knows paths and file formats. What is written is whole or not there at all; what is
+read is checked, and a damaged file ends the program in one line.
+
+    data/PROFILE/CELL.npz               a cell's episodes: load_dataset says which arrays
+    data/PROFILE/text-TOKENIZER.npz     tokens (T,) for the language loss, by the tokenizer's digest
+    runs/PROFILE/CELL/METHOD/seedN/
+        config.json                     the whole configuration, and what the run was made from, by digest
+        train.csv                       losses
+        step-N.safetensors              what trains, every eval_every steps
+        final.safetensors               the same after the last step; exists only when training is done
+        state.safetensors               what a killed run resumes from; removed at the end
+        eval.csv                        one row an episode: RESULT_COLUMNS
+        eval.json                       what was played: episodes, target returns
+    results/PROFILE/CELL.csv            the rows of all runs of a cell
+    figures/PROFILE/CELL.png
+
+All paths are relative to the working directory. Nothing is pickled or unpickled.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from kit import fail
+
+RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "step", "target_return",
+                  "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
+EXTRA_COLUMNS = ("score_window", "changed")  # of results/, behind RESULT_COLUMNS
+
+
+# --- paths -------------------------------------------------------------------------------------
+
+def dataset_path(cell):
+    """Of "PROFILE/CELL"."""
+    return Path("data") / f"{cell}.npz"
+
+
+def text_path(profile, digest):
+    """Of a profile's text, encoded by the tokenizer of that digest."""
+    return Path("data") / profile / f"text-{digest}.npz"
+
+
+def run_folder(run):
+    return Path("runs") / run
+
+
+def checkpoint_paths(run):
+    """A finished run's checkpoints in order of steps; one line and exit if it is not finished."""
+    folder = run_folder(run)
+    if not (folder / "final.safetensors").exists():
+        fail(f"{folder} holds no finished run; make it: make {run.split('/')[1]}, or: python train.py {run} "
+             "(baselines.py for bc, td3bc, iql, cql)")
+    return [*sorted(folder.glob("step-*.safetensors")), folder / "final.safetensors"]
+
+
+def results_path(cell):
+    return Path("results") / f"{cell}.csv"
+
+
+def figure_path(cell):
+    return Path("figures") / f"{cell}.png"
+
+
+# --- writing whole -----------------------------------------------------------------------------
+
+def write_whole(path, write):
+    """Call write(temporary path), then rename: readers see the old file or the new one, whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder):
+    """Of writes that were killed."""
+    for part in Path(folder).glob(".*.part*"):
+        part.unlink()
+
+
+def sha256(path):
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_words(error):
+    """An exception's text on one line."""
+    return " ".join(str(error).split())[:160]
+
+
+# --- JSON and CSV ------------------------------------------------------------------------------
+
+def write_json(path, value):
+    write_whole(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def read_json(path, remedy):
+    """A dict; one line and exit, with what to do about it, if the file does not hold one."""
+    try:
+        value = json.loads(Path(path).read_text())
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
+        fail(f"{path} is not readable ({first_words(error)}); {remedy}")
+
+
+def load_config(run):
+    """A run's config.json."""
+    return read_json(run_folder(run) / "config.json", f"train the run again, into another folder or after "
+                     f"moving this one away: {run}")
+
+
+def write_csv(path, columns, rows):
+    def write(part):
+        with open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    write_whole(path, write)
+
+
+def read_csv(path, columns):
+    """A list of dicts; one line and exit if the columns do not begin with `columns` or a row is cut."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        named = tuple(reader.fieldnames or ())[:len(columns)]
+        if named != tuple(columns) or any(None in row or None in row.values() for row in rows):
+            raise ValueError("its columns are not those this kit writes")
+        return rows
+    except (OSError, ValueError, csv.Error) as error:
+        fail(f"{path} is not readable ({first_words(error)}); delete it and make it again")
+
+
+class Log:
+    """train.csv: each row averages what was added since the last one; `lr` is the newest."""
+
+    def __init__(self, path, done):
+        self.path, self.rows, self.seen = path, [], []
+        if done and path.exists():  # a resumed run keeps the rows up to its checkpoint
+            self.rows = [row for row in read_csv(path, ("step",)) if int(row["step"]) <= done]
+
+    def add(self, values):
+        self.seen.append(values)
+
+    def row(self, step):
+        names = dict.fromkeys(name for values in self.seen for name in values)
+        means = {name: np.mean([values[name] for values in self.seen if name in values]) for name in names}
+        if "lr" in means:
+            means["lr"] = self.seen[-1]["lr"]
+        self.rows.append({"step": step, **{name: f"{mean:.6g}" for name, mean in means.items()}})
+        self.seen = []
+
+    def save(self):
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        write_csv(self.path, tuple(columns), self.rows)
+
+
+# --- arrays: datasets and text -----------------------------------------------------------------
+
+def arrays_digest(arrays, beside=None):
+    """SHA-256 over names, shapes and bytes of {name: array}, whatever file holds them, and over JSON values
+    that stand beside them."""
+    digest = hashlib.sha256(json.dumps(beside, sort_keys=True).encode() if beside else b"")
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def save_arrays(path, provenance, arrays, compress=False):
+    """Write arrays and their provenance, a dict, which gets their digest as "sha256"."""
+    provenance = provenance | {"sha256": arrays_digest(arrays)}
+    save = np.savez_compressed if compress else np.savez
+    write_whole(path, lambda part: save(part, provenance=np.array(json.dumps(provenance)), **arrays))
+
+
+def load_arrays(path, wanted):
+    """(arrays, provenance) of a file save_arrays wrote; one line and exit if it is not there or damaged."""
+    name = f"{Path(path).parent.name}/{Path(path).stem}"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name != "provenance"}
+            provenance = json.loads(str(file["provenance"]))
+        if missing := set(wanted) - set(arrays):
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        if provenance["sha256"] != arrays_digest(arrays):
+            raise ValueError("its SHA-256 does not match its content")
+        return arrays, provenance
+    except FileNotFoundError:
+        hint = f"{name.split('/')[0]}/text --lm LM" if "/text-" in name else name
+        fail(f"{path} is not there; make it with: python prepare_data.py {hint}")
+    except Exception as error:  # a damaged zip raises one of seven types (BadZipFile, zlib.error, ...)
+        fail(f"{path} is damaged ({type(error).__name__}: {first_words(error)}); delete it and make it again")
+
+
+def load_provenance(path):
+    """The provenance alone, without reading the arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            provenance = json.loads(str(file["provenance"]))
+        if not isinstance(provenance, dict):
+            raise ValueError("it is no object")
+        return provenance
+    except Exception as error:  # as above
+        fail(f"{path} is damaged ({type(error).__name__}: {first_words(error)}); delete it and make it again")
+
+
+def load_dataset(path):
+    """(arrays, provenance) of a cell: E whole episodes of N steps in all, as flat arrays.
+
+    observations (N, S) float32, or (N, 84, 84) uint8, an Atari frame once; actions (N, A) float32, or (N,)
+    int64; rewards (N,) float32; terminals (N,) bool, true where an episode ended by itself; offsets
+    (E + 1,) int64, episode e is rows offsets[e]:offsets[e + 1]; last_observations (E, S), what followed
+    each episode's last action, not a number where that is not known; the kitchen's dataset_rewards (N,),
+    the sub-tasks that are done now, as D4RL records rewards, where `rewards` is 1 the first time one is.
+    """
+    names = ("observations", "actions", "rewards", "terminals", "offsets", "last_observations")
+    data, provenance = load_arrays(path, names)
+    offsets, steps = data["offsets"], len(data["rewards"])
+    sound = (len(offsets) > 1 and np.diff(offsets).min() > 0 and offsets[0] == 0
+             and all(len(data[name]) == steps for name in ("observations", "actions", "terminals"))
+             and offsets[-1] == steps and len(data["last_observations"]) == len(offsets) - 1)
+    finite = all(np.isfinite(array).all() for name, array in data.items()
+                 if array.dtype.kind == "f" and name != "last_observations")
+    if not sound or not finite:
+        fail(f"{path} is inconsistent; delete it and make it again")
+    return data, provenance
+
+
+# --- tensors: checkpoints and training state ---------------------------------------------------
+
+def save_tensors(path, tensors, **metadata):
+    """Write {name: torch tensor}, and JSON values beside them. safetensors has no checksum of its own."""
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    metadata["sha256"] = arrays_digest(arrays, metadata)
+    # one key, because safetensors writes several in an order that changes from process to process
+    write_whole(path, lambda part: save_file(arrays, part, {"lamo": json.dumps(metadata)}))
+
+
+def load_tensors(path):
+    """({name: torch tensor}, metadata) of a file save_tensors wrote; one line and exit if it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()["lamo"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        digest = metadata.pop("sha256")
+        if digest != arrays_digest({name: tensor.numpy() for name, tensor in tensors.items()}, metadata):
+            raise ValueError("its SHA-256 does not match its content")
+    except Exception as error:  # safetensors' own error, OSError, KeyError and the line above
+        fail(f"{path} is damaged ({first_words(error)}); delete the folder and train again")
+    return tensors, metadata

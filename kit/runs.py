@@ -1,0 +1,101 @@
+"""A run's record, its beginning, and what a killed one resumes from.
+
+    record = make_record(config, ...)                          # what config.json holds
+    done = begin(folder, record, weights, optimizers)          # steps that an earlier call has done
+
+A finished run is left alone, a killed one goes on, and one with other settings is refused: nothing that was
+trained is lost to a changed word.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kit import artifacts, fail, settings
+
+MACHINE = ("code", "torch", "numpy", "device", "threads")  # what may change when a killed run goes on
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam and AdamW remember of a parameter
+
+
+# --- the record --------------------------------------------------------------------------------
+
+def run_of(record):
+    return f"{record['profile']}/{record['cell']}/{record['method']}/seed{record['seed']}"
+
+
+def make_record(config, provenance, mean, std, device, model, **more):
+    """What config.json holds: all that a number of this run can be traced to."""
+    frozen = {name: p.cpu().numpy() for name, p in model.named_parameters() if not p.requires_grad}
+    record = config | {
+        "lm_id": "none", "inputs": {}, "text": None, "data": provenance["data"],
+        "data_sha256": provenance["sha256"], "data_episodes": provenance["episodes"],
+        "data_return_mean": provenance["return_mean"], "reference_min": provenance["reference_min"],
+        "reference_max": provenance["reference_max"], "state_mean": mean.tolist(),
+        "state_std": std.tolist(), "frozen_sha256": artifacts.arrays_digest(frozen),
+        "code": code_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "device": str(device), "threads": torch.get_num_threads()} | more
+    return json.loads(json.dumps(record))  # as it will be read back: tuples become lists
+
+
+def code_version():
+    """The commit, with -dirty if files differ from it; "unknown" outside a git checkout."""
+    result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
+                            cwd=Path(__file__).parent, capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+# --- its beginning, and going on -----------------------------------------------------------------
+
+def begin(folder, record, weights, optimizers, replace, fresh):
+    """Write config.json and return the steps done. What is there with other settings is refused, or
+    removed if it may be replaced; a killed run's state is loaded into weights and optimisers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.remove_leftovers(folder)
+    state, finished = folder / "state.safetensors", (folder / "final.safetensors").exists()
+    old = artifacts.load_config(run_of(record)) if state.exists() or finished else None
+    differs = settings.differences(old, record, without=(*MACHINE, *settings.EVALUATION)) if old else []
+    if differs and not (replace or fresh):
+        fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which {'; '.join(differs[:3])}"
+             f"{' and more' if len(differs) > 3 else ''}; move it away, or let it be replaced: --replace, or "
+             "make ... REPLACE=1")
+    if finished and not differs and not fresh:
+        return record["steps"]
+    if not old or differs or fresh:
+        for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json")]:
+            stale.unlink()
+        artifacts.write_json(folder / "config.json", record)
+        return 0
+    done = load_state(state, weights, optimizers)
+    changed = {name: record[name] for name in MACHINE if record[name] != old[name]}
+    if changed:  # the bytes to come may differ from those of a run that was not moved
+        resumed = [*old.get("resumed", []), {"step": done} | changed]
+        artifacts.write_json(folder / "config.json", old | {"resumed": resumed})
+        print(f"{folder}: goes on with {', '.join(f'{name} {value}' for name, value in changed.items())}; "
+              "config.json says so")
+    return done
+
+
+def load_state(path, weights, optimizers):
+    """A killed run's weights and moments into place; returns the steps done."""
+    state, metadata = artifacts.load_tensors(path)
+    optimized = {id(p): optimizer for optimizer in optimizers
+                 for group in optimizer.param_groups for p in group["params"]}
+    for name, tensor in weights.items():
+        tensor.data.copy_(state[f"weight/{name}"])
+        if f"step/{name}" in state:
+            optimized[id(tensor)].state[tensor] = {
+                moment: state[f"{moment}/{name}"].to(tensor.device) for moment in MOMENTS}
+    return int(metadata["step"])
+
+
+def save_state(path, step, weights, optimizers):
+    """What a killed run resumes from: {name: parameter}, and what Adam and AdamW remember of each."""
+    state = {f"weight/{name}": tensor for name, tensor in weights.items()}
+    for name, tensor in weights.items():
+        for optimizer in optimizers:
+            if tensor in optimizer.state:  # one without a gradient has no moments
+                state |= {f"{moment}/{name}": optimizer.state[tensor][moment] for moment in MOMENTS}
+    artifacts.save_tensors(path, state, step=step)

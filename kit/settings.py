@@ -1,0 +1,206 @@
+"""A run's name -> its configuration; the stages' command line; what the Makefile has to know.
+
+    python3 -m kit.settings                                       # every cell, as `make list` prints it
+    python3 -m kit.settings paper/hopper-medium-0.01/lamo/seed0   # one run's configuration, as JSON
+    python3 -m kit.settings --make                                # the Makefile's variables
+
+Reads tasks.py alone, and needs the standard library alone, so that make can ask before anything is installed.
+"""
+
+import argparse
+import json
+import re
+import sys
+
+from kit import fail
+from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, SEQUENCE, TASKS
+
+# What a finished run can be played with anew; everything else makes another run.
+EVALUATION = ("episodes", "at_once", "target_returns", "score_window")
+# What a task or a method is, and nobody sets.
+NATURE = ("kind", "pixels", "discrete", "released")
+
+
+# --- names -------------------------------------------------------------------------------------
+
+def cells():
+    """Every cell of the paper's tables: ["hopper-medium-0.005", ...]."""
+    return [f"{task}-{ratio}" for task, row in TASKS.items() for ratio in row["ratios"]]
+
+
+def parse_cell(name):
+    """"mini/hopper-medium-0.01" -> ("mini", "hopper-medium", 0.01)."""
+    profile, _, cell = name.strip("/").partition("/")
+    task, _, ratio = cell.rpartition("-")
+    if profile not in PROFILES:
+        fail(f"no profile {profile!r} in {name!r}; there are {', '.join(PROFILES)}")
+    if task not in TASKS:
+        fail(f"no task {task or cell!r} in {name!r}; a cell is TASK-RATIO with TASK one of "
+             f"{', '.join(TASKS)}, for example {cells()[0]}")
+    try:
+        number = float(ratio)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1 or ratio != f"{number:g}":  # 0.10 would be another name of 0.1
+        fail(f"{ratio!r} in {name!r} is no ratio; give a number above 0 and at most 1, as short as it can be "
+             "written")
+    return profile, task, number
+
+
+def parse_run(name):
+    """"mini/hopper-medium-0.01/lamo/seed0" -> ("mini", "hopper-medium", 0.01, "lamo", 0)."""
+    parts = run_name(name).split("/")
+    # seed00 would be another name of seed0
+    if len(parts) != 4 or not re.fullmatch("seed(0|[1-9][0-9]{0,8})", parts[3]):
+        fail(f"{name!r} is no run; a run is PROFILE/CELL/METHOD/seedN, "
+             "for example mini/hopper-medium-0.01/lamo/seed0")
+    profile, task, ratio = parse_cell("/".join(parts[:2]))
+    if parts[2] not in METHODS:
+        fail(f"no method {parts[2]!r}; there are {', '.join(METHODS)}")
+    return profile, task, ratio, parts[2], int(parts[3][4:])
+
+
+def run_name(path):
+    """A run's name from its name or its folder: "runs/mini/.../seed0/" -> "mini/.../seed0"."""
+    return path.strip("/").removeprefix("runs/")
+
+
+def is_baseline(method):
+    return METHODS[method].get("kind") == "baseline"
+
+
+def missing(task, method):
+    """Why a method does not exist on a task, or None."""
+    suite = TASKS[task]["suite"]
+    if suite in METHODS[method].get("suites", (suite,)):
+        return None
+    if is_baseline(method):
+        return f"{method} needs continuous actions, and those of {task} are buttons; use bc or cql"
+    return f"on {task} {method} would be plain lamo; use that"
+
+
+# --- configurations ----------------------------------------------------------------------------
+
+def configuration(run, **overrides):
+    """The flat dict of settings that a run's name stands for. Overrides that are None are ignored, and
+    those that the method has no use for."""
+    profile, task, ratio, method, seed = parse_run(run)
+    if missing(task, method):
+        fail(missing(task, method))
+    config = DEFAULTS | SEQUENCE | (MINI if profile == "mini" else {})
+    suite = TASKS[task]["suite"]
+    for row in (TASKS[task], METHODS[method]):
+        config |= {name: value for name, value in row.items() if not isinstance(value, dict)}
+        for part in (suite, task, profile, f"{profile}-{suite}"):
+            config |= row.get(part, {})
+    for name in ("ratios", "suites"):
+        config.pop(name, None)
+    if is_baseline(method):
+        for name in ({*SEQUENCE} - {*BASELINE}) | {"target_returns", "return_scale"}:
+            del config[name]
+    else:
+        config.setdefault("max_timestep", config["horizon"])
+    config |= {key: value for key, value in overrides.items() if value is not None and key in config}
+    for name in ("lm", "adapter"):
+        if config.get(name):
+            config[name] = config[name].rstrip("/")
+    return {"profile": profile, "cell": run_name(run).split("/")[1], "task": task, "ratio": ratio,
+            "method": method, "seed": seed} | config
+
+
+def names_own_lm(profile, method):
+    """Whether a method's row names the language model itself, so that LM= is not for it."""
+    row = METHODS[method]
+    return bool((row | row.get(profile, {})).get("lm"))
+
+
+def short(value):
+    """A value in a message; of a long list, its beginning."""
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:40]} ..."
+
+
+def differences(recorded, wanted, without=()):
+    """["steps is 500, not 4", ...]: where settings that were recorded are not those wanted now."""
+    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in a record
+    return [f"{name} is {short(recorded.get(name))}, not {short(value)}" for name, value in wanted.items()
+            if recorded.get(name) != value and name not in without
+            and not (name == "dtype" and value == "auto")]  # recorded is what that came to
+
+
+def changed(run, recorded):
+    """"steps=6 lm=/toy": the settings in which a run differs from what its name stands for."""
+    meant = json.loads(json.dumps(configuration(run)))
+    return " ".join(f"{name}={json.dumps(recorded.get(name)).strip(chr(34))}" for name, value in meant.items()
+                    if recorded.get(name) != value and name != "dtype")  # which is the machine's
+
+
+# --- the command line --------------------------------------------------------------------------
+
+class Options(argparse.ArgumentParser):
+    """argparse, but a wrong word is answered in one line."""
+
+    def __init__(self, manual):
+        super().__init__(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        fail(f"{message}; see --help")
+
+
+def options(manual, run="one"):
+    """The command line of the stages that know a run: every setting can be overridden there. One that the
+    method or the stage has no use for (DT's lora_rank) is ignored, so that one ARGS= serves all.
+    run="none": without the run, to read ARGS= alone; run="maybe": it may be left out."""
+    parser = Options(manual)
+    if run != "none":
+        parser.add_argument("run", type=run_name, nargs="?" if run == "maybe" else None,
+                            help="PROFILE/CELL/METHOD/seedN")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--replace", action="store_true", help="what is there, if its settings differ")
+    parser.add_argument("--fresh", action="store_true", help="replace what is there in any case")
+    parser.add_argument("--target_returns", type=float, nargs="+", help="instead of the task's")
+    for name, value in (BASELINE | SEQUENCE | DEFAULTS).items():
+        if name in NATURE or isinstance(value, dict):
+            continue
+        if isinstance(value, bool):
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
+        else:
+            parser.add_argument(f"--{name}", type=type(value), choices=CHOICES.get(name),
+                                **({} if name in CHOICES else {"metavar": str(value) or "''"}))
+    return parser
+
+
+# --- for make ----------------------------------------------------------------------------------
+
+def axes():
+    """What the Makefile needs to know, as make variables."""
+    baselines = [method for method in METHODS if is_baseline(method)]
+    own = {f"{profile}/{method}": (METHODS[method] | METHODS[method].get(profile, {})).get("lm")
+           for profile in PROFILES for method in METHODS if names_own_lm(profile, method)}
+    none = [f"{profile}/{method}" for profile in PROFILES for method in METHODS
+            if is_baseline(method) or METHODS[method].get("trunk") == "dt"]
+    return "\n".join([
+        f"TASKS := {' '.join(TASKS)}", f"CELLS := {' '.join(cells())}",
+        f"ALL_METHODS := {' '.join(METHODS)}", f"BASELINES := {' '.join(baselines)}",
+        f"NO_LM := {' '.join([*own, *none])}",  # of PROFILE/METHOD that LM= is not for
+        *(f"LM_{name} := {lm}" for name, lm in own.items())])
+
+
+def listing():
+    lines = [f"{'cell':24} {'environment':23} {'dataset':22} targets"]
+    for task, row in TASKS.items():
+        for ratio in row["ratios"]:
+            targets = ", ".join(f"{target:g}" for target in row["target_returns"])
+            lines.append(f"{task + '-' + ratio:24} {row['env']:23} {row['dataset']:22} {targets}")
+    return "\n".join([*lines, f"\nmethods:  {' '.join(METHODS)}", f"profiles: {' '.join(PROFILES)}"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        print(listing())
+    elif sys.argv[1] in ("-h", "--help"):
+        print(f"usage: python3 -m kit.settings [RUN]\n\n{__doc__}")
+    elif sys.argv[1] == "--make":
+        print(axes())
+    else:
+        print(json.dumps(configuration(sys.argv[1]), indent=1))
