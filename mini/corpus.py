@@ -1,24 +1,35 @@
-"""The prose the shipped language model was pre-trained on, rebuilt from Debian 12's packages.
+"""Collect the prose that the shipped language models are pre-trained on, out of Debian 12's packages.
 
-    python3 assets/corpus.py build/corpus        # on Debian: needs apt-get and dpkg, no root
+    python3 -m mini.corpus build/corpus        # on Debian: needs apt-get and dpkg, no root
 
-writes build/corpus/train/*.txt and build/corpus/heldout.txt (Jane Austen's Persuasion, which no
-training file contains). assets/README.md lists the packages, their licences and their sizes.
+reads   packages that apt-get downloads: mini/README.md lists them, their licences and their sizes
+writes  FOLDER/packages/        what was downloaded and unpacked
+        FOLDER/train/*.txt      a file a book, UTF-8: a paragraph is a line, paragraphs are a blank line apart
+        FOLDER/heldout.txt      Jane Austen's Persuasion, which no training file contains
+
+Standard library only.
 """
 
 import glob
 import gzip
 import re
 import subprocess
-import sys
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
+
+from kit import fail
+from kit.settings import Options
+
+OPTIONS = Options(__doc__)
+OPTIONS.add_argument("folder", type=Path, help="the folder to write")
 
 PACKAGES = ("anarchism", "bible-kjv", "bible-kjv-text", "r-cran-janeaustenr", "dict-jargon",
             "dict-devil", "dict-foldoc", "debian-handbook", "debian-reference-en",
             "developers-reference")
 
+
+# --- formats: each gives plain text ------------------------------------------------------------
 
 class Text(HTMLParser):
     """The text of an HTML page, a blank line between blocks, without listings, tables and navigation."""
@@ -44,6 +55,7 @@ class Text(HTMLParser):
 
 
 def html(pattern):
+    """The text of all pages that a pattern matches."""
     pages = []
     for path in sorted(glob.glob(pattern)):
         parser = Text()
@@ -53,6 +65,7 @@ def html(pattern):
 
 
 def markdown(pattern):
+    """The text of Markdown files, gzipped or not."""
     text = "\n\n".join(gzip.open(path, "rt", encoding="utf-8", errors="replace").read()
                        if path.endswith(".gz") else Path(path).read_text(encoding="utf-8")
                        for path in sorted(glob.glob(pattern)))
@@ -61,6 +74,7 @@ def markdown(pattern):
 
 
 def dictionary(path):
+    """The text of a dictionary in dictd's format."""
     text = gzip.open(path, "rt", encoding="utf-8", errors="replace").read()
     text = re.sub(r"[{}]", "", text)                              # {cross references}
     return re.sub(r"^ +", "", text, flags=re.M)
@@ -95,23 +109,37 @@ def clean(text):
     return "\n\n".join(part for part in paragraphs if part) + "\n"
 
 
-def main(folder):
-    root = folder / "packages"
+# --- the packages ------------------------------------------------------------------------------
+
+def run(*command, **options):
+    """What a program prints; one line and exit if it is not there or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = " ".join((getattr(error, "stderr", "") or str(error)).split())[:200]
+        fail(f"{command[0]} failed ({reason}); this needs Debian 12, its package server, apt-get and dpkg")
+
+
+def unpack(root):
+    """Download the packages and unpack them below a folder."""
     root.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=root, check=True)
+    run("apt-get", "download", "-q", *PACKAGES, cwd=root)
     for package in root.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", package, root], check=True)
+        run("dpkg", "-x", package, root)
+
+
+def books(root):
+    """({name: text}, the held-out text) of the packages unpacked below a folder."""
     doc, dictd = f"{root}/usr/share/doc", f"{root}/usr/share/dictd"
-    bible = subprocess.run([root / "usr/bin/bible", "-p", root / "usr/lib", "-f",
-                            "genesis1:1-revelation22:21"],
-                           capture_output=True, text=True, check=True).stdout
+    bible = run(root / "usr/bin/bible", "-p", root / "usr/lib", "-f", "genesis1:1-revelation22:21")
+    bible = re.sub(r"^(?=\w+?:1 )", "\n", bible, flags=re.M)          # a paragraph is a chapter
     novels = austen(root / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb")
     heldout = [title for title in novels if "Persuasion" in title]
-    assert len(novels) == 6 and len(heldout) == 1, sorted(novels)
-    texts = {
+    if len(novels) != 6 or len(heldout) != 1:
+        fail(f"r-cran-janeaustenr holds {', '.join(novels) or 'no novel'}; six novels were expected")
+    return {
         "anarchism": markdown(f"{doc}/anarchism/markdown/*.md*"),
-        "bible": re.sub(r"^\w+?\d+:\d+ ", "", re.sub(r"^(?=\w+?:1 )", "\n", bible, flags=re.M),
-                        flags=re.M),                              # a paragraph is a chapter
+        "bible": re.sub(r"^\w+?\d+:\d+ ", "", bible, flags=re.M),
         "jargon": dictionary(f"{dictd}/jargon.dict.dz"),
         "devil": dictionary(f"{dictd}/devil.dict.dz"),
         "foldoc": dictionary(f"{dictd}/foldoc.dict.dz"),
@@ -119,16 +147,19 @@ def main(folder):
         "reference": html(f"{root}/usr/share/debian-reference/*.en.html"),
         "developers": html(f"{root}/usr/share/developers-reference/*.html"),
     } | {"austen-" + re.sub(r"\W+", "-", title.lower())[:40].strip("-"): text
-         for title, text in novels.items() if title not in heldout}
+         for title, text in novels.items() if title not in heldout}, novels[heldout[0]]
+
+
+def main(folder):
+    unpack(folder / "packages")
+    texts, heldout = books(folder / "packages")
     (folder / "train").mkdir(exist_ok=True)
     for name, text in texts.items():
         path = folder / "train" / f"{name}.txt"
         path.write_text(clean(text), encoding="utf-8")
         print(f"{path.stat().st_size:>12,} {path}")
-    (folder / "heldout.txt").write_text(clean(novels[heldout[0]]), encoding="utf-8")
+    (folder / "heldout.txt").write_text(clean(heldout), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main(OPTIONS.parse_args().folder)

@@ -1,0 +1,116 @@
+"""Who plays the data that the kit makes. `play_episode` gives an episode of a task by its number.
+
+MuJoCo      D4RL's "medium" data come from a SAC agent stopped when it reaches about a third of the
+            expert's return, sampled stochastically (Fu et al. 2020, section 5). The mini profile's come
+            from the same kind of agent, trained on the same environment, stopped by the same rule.
+Reacher2d   also SAC, stopped where its episodes earn about as much as the authors' dataset, 36 of 100.
+Kitchen     a script (kitchen.py).
+Atari       a script a game (atari.py).
+
+reads   mini/weights/players/PLAYER.npz, for the agents
+writes  nothing: sources/played.py keeps what is played, train_player.py trains and measures
+
+A player is a function act(observation) -> (what it does, what is recorded), or None to stop.
+Shapes: S state, A action, H 256 hidden units, T steps of an episode.
+"""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kit import fail
+from kit.artifacts import first_words
+from kit.envs import make_env
+from mini.atari import breakout_player, pong_player, qbert_player
+from mini.kitchen import complete_player, partial_player
+from tasks import TRAINED
+
+WEIGHTS = Path(__file__).parent / "weights" / "players"
+SCRIPTS = {"kitchen-complete": complete_player, "kitchen-partial": partial_player,
+           "breakout": breakout_player, "pong": pong_player, "qbert": qbert_player}
+LAYERS = ("fc0", "fc1", "mean", "log_std")  # as D4RL names its own
+
+
+def play_episode(config, index):
+    """Episode `index` of a task's full dataset, which its number alone determines.
+
+    Where a task keeps better episodes only (minimum_return), worse ones are played again.
+    Returns arrays: observations (T, S), or single frames (T, 84, 84); actions (T, A) or (T,); rewards
+    (T,); terminals (T,); and the observation that followed, (S,) or (84, 84).
+    """
+    env = player_env(config)
+    for attempt in itertools.count(1):
+        # a seed of its own for each attempt, far from all episodes' first attempts
+        observation, _ = env.reset(seed=index + 100_000 * (attempt - 1))
+        episode = play(env, make_player(config, env, np.random.default_rng([index, attempt])), observation)
+        if sum(episode[2]) >= config.get("minimum_return", -np.inf):
+            break
+    env.close()
+    return tuple(np.array(column) for column in episode)
+
+
+def player_env(config):
+    """The environment a player plays in: Atari's players, as DQN replay's, with sticky actions."""
+    return make_env(config | {"env": config.get("player_env", config["env"]),
+                              "horizon": config.get("player_horizon", config["horizon"])})
+
+
+def make_player(config, env, rng, sampled=True):
+    """A configuration's player of one episode. `env` has been reset: scripts look at its memory.
+
+    sampled     False: a trained agent takes its actions' means; a script knows no such thing
+    """
+    name = config["player"]
+    if name in TRAINED:
+        return sac_player(load(WEIGHTS / f"{name}.npz")[0], rng if sampled else None)
+    return SCRIPTS[name](env, rng)
+
+
+def play(env, player, observation):
+    """One episode from its first observation: lists of observations (of stacked frames, the newest alone),
+    recorded actions, rewards and terminals, and what came last."""
+    steps, over = [], False
+    while not over and (choice := player(observation)) is not None:
+        action, label = choice
+        seen = observation[-1].copy() if observation.ndim == 3 else observation
+        observation, reward, terminated, truncated, _ = env.step(action)
+        steps.append((seen, label, reward, terminated))
+        over = terminated or truncated
+    return *map(list, zip(*steps, strict=True)), observation[-1] if observation.ndim == 3 else observation
+
+
+# --- trained agents ----------------------------------------------------------------------------
+
+def load(path):
+    """An actor {"fc0/weight": (H, S) float32, "fc0/bias": (H,), ...} and its provenance, a dict, from an
+    .npz file; one line and exit if it is not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            actor = {name: file[name] for layer in LAYERS for name in (f"{layer}/weight", f"{layer}/bias")}
+            return actor, json.loads(str(file["provenance"]))
+    except Exception as error:  # a damaged zip raises one of many types (BadZipFile, zlib.error, ...)
+        fail(f"{path} holds no player ({type(error).__name__}: {first_words(error)}); restore it with "
+             "git checkout, or train one: python -m mini.train_player --help")
+
+
+def sac_player(actor, rng):
+    """The trained agent, exploring, or, without an rng, at its mean."""
+    def choose(observation):
+        action = act(actor, observation, rng)
+        return action, action
+    return choose
+
+
+def act(actor, observation, rng=None):
+    """Sample a ~ tanh(Normal(mean(s), std(s))), as SAC explores, or take tanh(mean(s)) without an rng.
+    (S,) -> (A,) float32 in [-1, 1]."""
+    hidden = observation.astype(np.float32)
+    for layer in ("fc0", "fc1"):
+        hidden = np.maximum(actor[f"{layer}/weight"] @ hidden + actor[f"{layer}/bias"], 0)  # (H,)
+    mean = actor["mean/weight"] @ hidden + actor["mean/bias"]                               # (A,)
+    log_std = np.clip(actor["log_std/weight"] @ hidden + actor["log_std/bias"], -20, 2)
+    if rng is not None:
+        mean = mean + np.exp(log_std) * rng.standard_normal(mean.shape, dtype=np.float32)
+    return np.tanh(mean)

@@ -1,0 +1,277 @@
+"""Pre-train the small GPT-2 that ships in mini/weights/, and measure it.
+
+    .venv/bin/python -m mini.corpus build/corpus
+    .venv/bin/python -m mini.pretrain build/corpus/train --out mini/weights/lm --early mini/weights/lm-early
+    .venv/bin/python -m mini.pretrain build/corpus/train --out mini/weights/lm-random --shuffle
+    .venv/bin/python -m mini.pretrain --measure mini/weights/lm
+    .venv/bin/python -m mini.pretrain --sample mini/weights/lm --prompt "She had been"
+
+reads   a folder of .txt files in English, or a language model to measure or sample
+writes  a folder in the model hub's format (config.json, model.safetensors, tokenizer.json), which LM= and
+        `AutoModelForCausalLM.from_pretrained` take, with pretrain.json, its provenance, and pretrain.csv,
+        its learning curve; the folder is replaced whole when training is done
+
+`--early` also keeps the model after a tenth of the tokens: the paper's early-stopped ablation.
+`--shuffle` permutes the tokens within every block: the paper's random-corpus ablation (authors' code:
+get_nlp_datasets.py:182), which keeps the vocabulary and loses the order.
+Training takes half an hour on one core and is not resumed. Equal seeds give equal weights.
+Shapes: B windows of a batch, T context, N tokens, V vocabulary.
+"""
+
+from pathlib import Path
+
+from kit import fail
+from kit.settings import Options
+
+OPTIONS = Options(__doc__)
+OPTIONS.add_argument("text", nargs="?", type=Path, help="the folder of text files")
+OPTIONS.add_argument("--out", type=Path, help="the folder to write")
+OPTIONS.add_argument("--early", type=Path, help="also write the model as it was after a tenth")
+OPTIONS.add_argument("--shuffle", action="store_true", help="shuffle the tokens within blocks")
+OPTIONS.add_argument("--measure", metavar="LM", help="print the bits per byte of --heldout")
+OPTIONS.add_argument("--heldout", type=Path, default=Path("mini/heldout.txt"))
+OPTIONS.add_argument("--sample", metavar="LM", help="print continuations of --prompt")
+OPTIONS.add_argument("--prompt", default="She had been")
+OPTIONS.add_argument("--layers", type=int, default=4)
+OPTIONS.add_argument("--width", type=int, default=192)
+OPTIONS.add_argument("--heads", type=int, default=6)
+OPTIONS.add_argument("--vocabulary", type=int, default=4096)
+OPTIONS.add_argument("--context", type=int, default=256, help="tokens a window")
+OPTIONS.add_argument("--batch", type=int, default=16, help="windows a step")
+OPTIONS.add_argument("--tokens", type=float, default=12e6, help="tokens to train on")
+OPTIONS.add_argument("--lr", type=float, default=2e-3)
+OPTIONS.add_argument("--seed", type=int, default=0)
+OPTIONS.add_argument("--threads", type=int, default=1)
+
+if __name__ == "__main__":
+    ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
+
+import copy
+import lzma
+import math
+import os
+import shutil
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import ByteLevelBPETokenizer
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from kit.artifacts import sha256, write_csv, write_json
+from kit.language_models import load_language_model, load_tokenizer
+
+SHUFFLE_BLOCK = 1024  # the length of the authors' text blocks
+EARLY = 0.1           # the share of the tokens after which --early keeps a copy
+LOG_EVERY = 100       # steps a row of pretrain.csv averages over
+
+
+# --- text --------------------------------------------------------------------------------------
+
+def read_texts(folder):
+    """{path: text} of a folder's .txt files, in name order."""
+    paths = sorted(folder.glob("*.txt"))
+    if not paths:
+        fail(f"{folder} holds no .txt file; python -m mini.corpus makes such a folder")
+    return {path: read_text(path) for path in paths}
+
+
+def read_text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path} is no readable text ({error}); give text files in UTF-8")
+
+
+def train_tokenizer(paths, vocabulary, context):
+    """A byte-level BPE like GPT-2's, smaller: every byte string has an encoding."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train([str(path) for path in paths], vocab_size=vocabulary, min_frequency=2,
+              special_tokens=["<|endoftext|>"], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>",
+                                   eos_token="<|endoftext|>", model_max_length=context)
+
+
+def encode(texts, tokenizer):
+    """All texts as one array of token ids (N,) uint16, an end-of-text token behind each."""
+    ids = []
+    for text in texts:
+        ids.extend(tokenizer(text, verbose=False)["input_ids"])
+        ids.append(tokenizer.eos_token_id)
+    return np.array(ids, dtype=np.uint16)
+
+
+def shuffle_blocks(tokens, seed):
+    """The tokens of whole blocks, in random order within each; a last piece of a block is dropped."""
+    blocks = tokens[:len(tokens) // SHUFFLE_BLOCK * SHUFFLE_BLOCK].reshape(-1, SHUFFLE_BLOCK)
+    return np.random.default_rng(seed).permuted(blocks, axis=1).reshape(-1)
+
+
+def windows(tokens, count, context, seed, step):
+    """(count, T + 1) int64: a step's windows, which the seed and its number determine."""
+    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, count)
+    return torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))
+
+
+# --- training ----------------------------------------------------------------------------------
+
+def make_model(args, tokenizer):
+    """A GPT-2 with random weights. No dropout: a corpus seen less than twice is not overfitted."""
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(tokenizer), n_positions=args.context, n_embd=args.width, n_layer=args.layers,
+        n_head=args.heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False,
+        activation_function="gelu_pytorch_tanh",
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
+
+
+def make_optimizer(model, lr):
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    return torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+                             lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+def learning_rate(lr, step, steps):
+    """Linear warm-up over a fiftieth of the steps, then a cosine to a tenth."""
+    warmup = max(1, steps // 50)
+    return min((step + 1) / warmup, 0.55 + 0.45 * math.cos(math.pi * step / steps)) * lr
+
+
+def training_step(model, optimizer, batch, lr):
+    """One update on windows (B, T + 1); returns the loss in nats a token."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    logits = model(batch[:, :-1]).logits                                  # (B, T, V)
+    loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def check(args):
+    """Refuse what can be refused before half an hour of work."""
+    for folder in filter(None, (args.out, args.early)):
+        if folder.exists() and not (folder / "config.json").exists():
+            fail(f"{folder} is there and is no language model; name another folder, this would be replaced")
+    if args.vocabulary > 1 << 16:
+        fail(f"--vocabulary {args.vocabulary:,} is more than 16 bits can number")
+    if args.width % args.heads:
+        fail(f"--width {args.width} is no multiple of --heads {args.heads}")
+    if args.tokens < args.batch * args.context:
+        fail(f"--tokens {args.tokens:g} are less than one step's {args.batch * args.context:,}")
+
+
+def pretrain(args):
+    """Train on args.text and write args.out, and args.early on the way."""
+    check(args)
+    texts = read_texts(args.text)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    tokenizer = train_tokenizer(texts, args.vocabulary, args.context)
+    tokens = encode(texts.values(), tokenizer)
+    provenance = {name: getattr(args, name) for name in (
+        "shuffle", "layers", "width", "heads", "vocabulary", "context", "batch", "tokens", "lr", "seed",
+        "threads")}
+    provenance |= {"corpus": {path.name: sha256(path) for path in texts}, "corpus_tokens": len(tokens),
+                   "torch": torch.__version__}
+    if args.shuffle:
+        tokens = shuffle_blocks(tokens, args.seed)
+    if len(tokens) <= args.context:
+        fail(f"{args.text} holds too little text: no window of {args.context} tokens")
+    model = make_model(args, tokenizer)
+    optimizer = make_optimizer(model, args.lr)
+    step_tokens = args.batch * args.context
+    steps = int(args.tokens / step_tokens)
+    losses, rows, start = [], [], time.time()
+    for step in tqdm(range(1, steps + 1), disable=None):
+        lr = learning_rate(args.lr, step - 1, steps)
+        batch = windows(tokens, args.batch, args.context, args.seed, step - 1)
+        losses.append(training_step(model, optimizer, batch, lr))
+        row = {"step": step, "tokens": step * step_tokens, "loss": round(float(np.mean(losses)), 4),
+               "lr": round(lr, 7)}
+        if step % LOG_EVERY == 0 or step == steps:
+            rows.append(row)
+            print(row, f"{time.time() - start:.0f} s", flush=True)
+            losses = []
+        reached = provenance | {"steps": step, "tokens_seen": step * step_tokens}
+        if args.early and step == max(1, int(steps * EARLY)):
+            save(model, tokenizer, args.early, reached | {"stopped_early": True}, rows or [row])
+    save(model, tokenizer, args.out, reached, rows)
+
+
+def save(model, tokenizer, folder, provenance, rows):
+    """Write the folder whole or not at all. Half precision: 5 MB instead of 10."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    copy.deepcopy(model).half().save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    write_json(part / "pretrain.json", provenance)
+    write_csv(part / "pretrain.csv", tuple(rows[0]), rows)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    print(f"{folder}: {provenance['tokens_seen']:,} tokens seen")
+
+
+# --- measuring ---------------------------------------------------------------------------------
+
+def bits_per_byte(model, tokenizer, text, context):
+    """Code length of `text` under the model, in bits per UTF-8 byte.
+
+    Windows overlap by half, so every token but the first few is predicted from at least half a
+    window; each token is counted once.
+    """
+    ids = torch.tensor([tokenizer.eos_token_id] + tokenizer(text, verbose=False)["input_ids"])
+    nats, stride, counted = 0.0, context // 2, 1
+    with torch.inference_mode():
+        while counted < len(ids):
+            begin = max(0, min(counted - stride, len(ids) - context))
+            window = ids[begin:begin + context]
+            logits = model(window[None]).logits[0, :-1]                   # (T-1, V)
+            losses = F.cross_entropy(logits, window[1:], reduction="none")
+            nats += losses[counted - begin - 1:].sum().item()
+            counted = begin + len(window)
+    return nats / math.log(2) / len(text.encode())
+
+
+def measure(args):
+    text = read_text(args.heldout)
+    raw = text.encode()
+    packed = len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
+    model, tokenizer = load_language_model(args.measure, dropout=0.0).eval(), load_tokenizer(args.measure)
+    context = model.config.max_position_embeddings
+    print(f"{args.heldout}: {len(raw):,} bytes, {len(tokenizer(text, verbose=False)['input_ids']):,} tokens")
+    print(f"{args.measure}: {bits_per_byte(model, tokenizer, text, context):.3f} bits per byte")
+    print(f"xz -9e: {8 * packed / len(raw):.3f} bits per byte")
+
+
+def sample(args):
+    model, tokenizer = load_language_model(args.sample, dropout=0.0).eval(), load_tokenizer(args.sample)
+    torch.manual_seed(args.seed)
+    prompt = tokenizer(args.prompt, return_tensors="pt")
+    context = model.config.max_position_embeddings
+    room = context - prompt["input_ids"].shape[1]
+    if room < 1:
+        fail(f"--prompt fills all {context} positions of the model; shorten it")
+    out = model.generate(**prompt, do_sample=True, temperature=0.8, top_k=40, max_new_tokens=min(60, room),
+                         num_return_sequences=4, pad_token_id=tokenizer.eos_token_id)
+    for row in out:
+        print("-", tokenizer.decode(row, skip_special_tokens=True).replace("\n", " "))
+
+
+def main(args):
+    if args.measure:
+        measure(args)
+    elif args.sample:
+        sample(args)
+    elif args.text and args.out:
+        pretrain(args)
+    else:
+        fail("give a folder of text files and --out, or --measure LM, or --sample LM")
+
+
+if __name__ == "__main__":
+    main(ARGS)

@@ -1,0 +1,102 @@
+"""mini/players.py: the same episode every time, of medium strength; damaged weights are one line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kit.artifacts import read_csv
+from kit.settings import configuration
+from mini import players
+from tasks import TASKS, TRAINED
+
+CONFIGS = {task: configuration(f"mini/{task}-1/dt/seed0") for task in TASKS}
+
+# A range that the mean return of four episodes falls into; a broken player falls far outside of it.
+STRENGTH = {"hopper-medium": (700, 1800), "halfcheetah-medium": (3700, 4700), "walker2d-medium": (700, 3300),
+            "reacher2d-medium": (5, 80), "kitchen-complete": (4, 4), "kitchen-partial": (1, 4),
+            "breakout-medium": (10, 90), "qbert-medium": (100, 8000), "pong-medium": (-16, 14)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_player_is_of_medium_strength(task):
+    config = CONFIGS[task]
+    count = {"pong-medium": 1, "qbert-medium": 3}.get(task, 4)
+    episodes = [players.play_episode(config, index) for index in range(count)]
+    low, high = STRENGTH[task]
+    assert low <= np.mean([rewards.sum() for _, _, rewards, _, _ in episodes]) <= high
+    for observations, actions, rewards, terminals, last in episodes:
+        T = len(rewards)
+        assert len(observations) == len(actions) == len(terminals) == T
+        assert not terminals[:-1].any() and last.shape == observations[0].shape
+        if config["pixels"]:
+            assert observations.shape == (T, 84, 84) and observations.dtype == np.uint8
+            assert set(actions.tolist()) == set(range(config["action_dim"]))
+        else:
+            assert observations.shape == (T, config["state_dim"]) and np.abs(actions).max() <= 1
+    assert not np.array_equal(episodes[0][1], episodes[-1][1]) or len(episodes) == 1
+
+
+@pytest.mark.parametrize("task", ["kitchen-partial", "qbert-medium", "reacher2d-medium"])
+def test_an_episode_is_determined_by_its_number(task):
+    first, again = (players.play_episode(CONFIGS[task], 7) for _ in range(2))
+    for one, two in zip(first, again, strict=True):
+        assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_its_player(task):
+    player = CONFIGS[task]["player"]
+    assert (player in TRAINED) != (player in players.SCRIPTS)
+    assert (player in TRAINED) == (players.WEIGHTS / f"{player}.npz").exists()
+
+
+@pytest.mark.parametrize("player", TRAINED)
+def test_a_shipped_agent_is_the_first_of_its_training_that_reached_the_goal(player):
+    actor, provenance = players.load(players.WEIGHTS / f"{player}.npz")
+    *before, kept = read_csv(players.WEIGHTS / f"{player}.csv", ("step", "return_mean"))
+    assert int(kept["step"]) == provenance["step"]
+    assert float(kept["return_mean"]) == provenance["return_mean"] >= provenance["goal"]
+    assert all(float(row["return_mean"]) < provenance["goal"] for row in before)
+    assert actor["fc0/weight"].dtype == np.float32 and len(actor) == 8
+
+
+def test_an_agent_acts_at_its_mean_or_samples_around_it():
+    actor, _ = players.load(players.WEIGHTS / "hopper.npz")
+    observation, _ = players.player_env(CONFIGS["hopper-medium"]).reset(seed=0)
+    mean = players.act(actor, observation)
+    sampled = np.array([players.act(actor, observation, np.random.default_rng(i)) for i in range(200)])
+    assert mean.shape == (3,) and np.abs(sampled).max() <= 1 and sampled.std(0).min() > 0
+    assert np.abs(np.median(sampled, 0) - mean).max() < 0.3
+    assert np.array_equal(sampled[5], players.act(actor, observation, np.random.default_rng(5)))
+
+
+def damaged(kind, path):
+    """A damaged copy of a shipped agent."""
+    content = bytearray((players.WEIGHTS / "hopper.npz").read_bytes())
+    if kind == "cut short":
+        content = content[:len(content) // 2]
+    elif kind == "one bit is another":
+        content[len(content) // 2] ^= 1
+    elif kind == "header":
+        content[content.index(b"descr")] ^= 255
+    path.write_bytes(content)
+    if kind == "a single array":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "other arrays":
+        np.savez(path, provenance=json.dumps({}), weight=np.zeros(3))
+    elif kind == "pickled":
+        np.savez(path, provenance=np.array([{}], object))
+
+
+@pytest.mark.parametrize("kind", ["not there", "cut short", "one bit is another", "header", "a single array",
+                                  "other arrays", "pickled"])
+def test_a_damaged_agent_is_one_line(kind, tmp_path, monkeypatch):
+    if kind != "not there":
+        damaged(kind, tmp_path / "hopper.npz")
+    monkeypatch.setattr(players, "WEIGHTS", tmp_path)
+    with pytest.raises(SystemExit) as error:
+        players.play_episode(CONFIGS["hopper-medium"], 0)
+    message = str(error.value)
+    assert str(tmp_path / "hopper.npz") in message and "mini.train_player" in message and "\n" not in message
