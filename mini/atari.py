@@ -1,0 +1,181 @@
+"""Who plays Atari: scripts that read the emulator's memory and look past the picture.
+
+Each `*_player(env, rng)` returns act(observation) -> (action, action): what is done is what is recorded.
+How imperfect a player is gets drawn when it is made, once an episode, so that a dataset holds weak and
+strong episodes, as a replay buffer does. The addresses are those annotated in
+mila-iqia/atari-representation-learning, or were found by comparing the memory with the picture. A read
+shows the state after the last of an action's four frames. `mini.players` runs the scripts.
+"""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+
+
+def read_ram(env, table):
+    """The bytes that a table names, as ints: an address gives a number, a list of them an array."""
+    ram = env.unwrapped.ale.getRAM().astype(int)  # differences of the emulator's uint8 would wrap
+    return SimpleNamespace(**{name: ram[where] for name, where in table.items()})
+
+
+# --- Breakout: 0 NOOP, 1 FIRE, 2 RIGHT, 3 LEFT -------------------------------------------------
+
+BREAKOUT_RAM = {
+    "paddle": 72,  # x, 55 at the left wall to 191 at the right one
+    "ball_x": 99,  # 9 more than `paddle` when the ball is above the paddle's middle
+    "ball_y": 101,  # grows downwards; 0 when there is no ball, and FIRE serves one
+}
+
+
+def breakout_player(env, rng):
+    """act(observation) -> (action, action): follows the ball, with a share of random actions."""
+    eps = rng.uniform(0, 0.2)
+
+    def choose():
+        ram = read_ram(env, BREAKOUT_RAM)
+        if rng.random() < eps:
+            return int(rng.integers(4))
+        if ram.ball_y == 0:
+            return 1
+        offset = ram.ball_x - 9 - ram.paddle
+        if abs(offset) > 8:  # one push moves 22 pixels, so a smaller tolerance would swing to and fro
+            return 2 if offset > 0 else 3
+        # FIRE does nothing now; it spreads the actions, of which more than half would be NOOP
+        return int(rng.integers(2))
+
+    def act(observation):
+        action = choose()
+        return action, action
+
+    return act
+
+
+# --- Pong: 0 NOOP, 1 FIRE, 2 RIGHT (up), 3 LEFT (down), 4 RIGHTFIRE, 5 LEFTFIRE ----------------
+
+PONG_RAM = {
+    "paddle": 51,  # y, 38 at the top to 203; 6 less than `ball_y` when its middle meets the ball
+    "halfway": 60,  # the paddle glides to a rest as far beyond this as it now is short of it
+    "ball_x": 49,  # grows towards the player
+    "ball_y": 54,  # grows downwards; 0 when there is no ball, and the next one serves itself
+}
+PONG_PUSHES = {0: (0, 1), -1: (2, 4), 1: (3, 5)}  # direction -> its action without and with FIRE
+PONG_GLIDE = (0, 6, 19, 22, 23)  # how far a push has moved the paddle after so many steps
+PONG_CONTACT = 189  # the ball's x when it meets the player's paddle
+PONG_TOP, PONG_BOTTOM = 45.5, 205.5  # the ball's y at the walls
+PONG_MIDDLE = 125
+
+
+def pong_player(env, rng):
+    """act(observation) -> (action, action): plans where to meet the ball and how to return it.
+
+    FIRE held at contact makes the ball faster, so games become shorter and the player errs more often.
+    The share of contacts at which it holds FIRE is what makes it medium.
+    """
+    fire_share, eps = rng.uniform(0.5, 1), rng.uniform(0, 0.02)
+    last, coming, fires, speed_y = read_ram(env, PONG_RAM), False, False, 0
+
+    def act(observation):
+        nonlocal last, coming, fires, speed_y
+        ram, before, came = read_ram(env, PONG_RAM), last, coming
+        in_play, speed_x = ram.ball_y > 0 and before.ball_y > 0, ram.ball_x - before.ball_x
+        last, coming = ram, in_play and speed_x > 0
+        if in_play and all(PONG_TOP + 8 < y < PONG_BOTTOM - 8 for y in (before.ball_y, ram.ball_y)):
+            speed_y = ram.ball_y - before.ball_y
+        elif not PONG_TOP < before.ball_y + speed_y < PONG_BOTTOM:
+            speed_y = -speed_y  # it bounced between the two reads, and their difference says nothing
+        if coming and not came:
+            fires = rng.random() < fire_share
+        if rng.random() < eps:
+            action = int(rng.integers(6))
+        else:
+            rest = 2 * ram.halfway - ram.paddle
+            push = pong_push(ram, rest, speed_x, speed_y) if coming else pong_towards(PONG_MIDDLE, rest)
+            action = PONG_PUSHES[push][int(coming and fires and ram.ball_x >= 176)]
+        return action, action
+
+    return act
+
+
+def pong_push(ram, rest, speed_x, speed_y):
+    """The direction (-1 up, 0 none, 1 down) in which to push the paddle while the ball comes."""
+    steps = (PONG_CONTACT - ram.ball_x) / speed_x
+    if steps <= 0:
+        return 0
+    span = PONG_BOTTOM - PONG_TOP
+    meet = PONG_TOP + span - abs((ram.ball_y + speed_y * steps - PONG_TOP) % (2 * span) - span)
+    # only steep returns, off the ends of the paddle, beat the opponent
+    goal = meet - 6.5 + (6.5 if meet > PONG_MIDDLE else -6.5)
+    if steps > 3.5:
+        return pong_towards(goal, rest)
+    # too late for the paddle to come to rest: compare where each sequence of pushes has brought it by then;
+    # sticky actions blur every push, so of two equally good sequences the one with fewer is better
+    drift = rest - (rest - ram.paddle) * 0.25 ** steps
+    glide = [np.interp(steps - i, range(5), PONG_GLIDE) for i in range(min(3, math.ceil(steps)))]
+    pushes = itertools.product((0, -1, 1), repeat=len(glide))
+    return min(pushes, key=lambda push: abs(drift + np.dot(push, glide) - goal) + np.abs(push).sum())[0]
+
+
+def pong_towards(goal, rest):
+    """A push moves the paddle by 23 in the end, so one is worth it from half of that on."""
+    return 0 if abs(goal - rest) <= 12 else 1 if goal > rest else -1
+
+
+# --- Qbert: 0 NOOP, 1 FIRE, 2 UP, 3 RIGHT, 4 LEFT, 5 DOWN --------------------------------------
+
+QBERT_RAM = {
+    "player_y": 67,  # 25 + 28 * row when the player stands on a cube
+    "player_code": 35,  # its column code, see QBERT_CUBES
+    # the 21 cubes, row by row
+    "colours": [21, 52, 54, 83, 85, 87, 98, 100, 102, 104, 1, 3, 5, 7, 9, 32, 34, 36, 38, 40, 42],
+    "sprites": [92, 93, 94, 95, 96],  # what is on rows 1..5, at most one thing a row
+    "codes": [75, 76, 77, 78, 79],  # its column code
+}
+QBERT_BALL, QBERT_COILY = 17, (59, 81, 102)  # other sprites are harmless
+
+# A cube is (row 0..5, column code 5 - row .. 5 + row): a hop changes both by one.
+QBERT_CUBES = [(row, code) for row in range(6) for code in range(5 - row, 6 + row, 2)]
+QBERT_HOPS = {2: (-1, 1), 3: (1, 1), 4: (-1, -1), 5: (1, -1)}
+QBERT_WAYS = {  # cube -> {action: the cube it leads to}, without the hops off the pyramid
+    (row, code): {action: (row + down, code + right) for action, (down, right) in QBERT_HOPS.items()
+                  if (row + down, code + right) in QBERT_CUBES}
+    for row, code in QBERT_CUBES}
+
+
+def qbert_player(env, rng):
+    """act(observation) -> (action, action): hops to the nearest cube not coloured yet, around enemies."""
+    eps, start = rng.uniform(0.15, 0.43), 0
+
+    def act(observation):
+        nonlocal start
+        ram = read_ram(env, QBERT_RAM)
+        if (ram.colours == ram.colours[0]).all():
+            start = ram.colours[0]  # a round begins
+        here = ((ram.player_y - 25) / 28, ram.player_code)
+        if here not in QBERT_CUBES or rng.random() < eps:
+            # in the air (five steps of six) actions do nothing, so random ones spread them at no cost
+            action = int(rng.integers(6))
+        else:
+            action = qbert_hop(here, ram, start, rng)
+        return action, action
+
+    return act
+
+
+def qbert_hop(here, ram, start, rng):
+    """The action that begins the cheapest way to a cube of the start's colour, or 0 to let enemies pass."""
+    danger = set()
+    for row, sprite, code in zip(range(1, 6), ram.sprites, ram.codes, strict=True):
+        if sprite == QBERT_BALL or sprite in QBERT_COILY:
+            hops = QBERT_HOPS.values() if sprite in QBERT_COILY else [(1, -1), (1, 1)]  # a ball only falls
+            danger |= {(row, code)} | {(row + down, code + right) for down, right in hops}
+    price = {cube: 51 if cube in danger else 1 for cube in QBERT_CUBES}
+    goals = [cube for cube, colour in zip(QBERT_CUBES, ram.colours, strict=True) if colour == start]
+    cost = dict.fromkeys(QBERT_CUBES, math.inf) | dict.fromkeys(goals or QBERT_CUBES, 0)
+    for _ in range(10):  # no two cubes are more than ten hops apart
+        for cube in QBERT_CUBES:
+            cost[cube] = min(cost[cube], *(price[to] + cost[to] for to in QBERT_WAYS[cube].values()))
+    ways = {action: price[to] + cost[to] for action, to in QBERT_WAYS[here].items()}
+    best = min(ways.values())
+    return 0 if best > 30 else int(rng.choice([action for action in ways if ways[action] == best]))
