@@ -1,0 +1,125 @@
+"""Files that were given, and files that are fetched: each once, whole, and by one process at a time.
+
+writes data/downloads/NAME for a source's own files, data/downloads/DIGEST/NAME for those of a user's URL
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kit import fail
+from kit.artifacts import sha256
+
+DOWNLOADS = Path("data/downloads")
+
+
+def is_url(where):
+    return where.startswith(("http://", "https://"))
+
+
+def given_file(where, names):
+    """The file itself, or the first of these names in the folder; None if there is none."""
+    places = [Path(where), *(Path(where) / name for name in names)]
+    return next((path for path in places if path.is_file()), None)
+
+
+def url_folder(url):
+    """Where a user's URL is kept: a file from elsewhere must not pass for the original in the next run."""
+    return DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()[:8]
+
+
+def on_server(url, timeout):
+    """False if the server answers that it has no such file."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        return error.code != 404
+    except (OSError, http.client.HTTPException):
+        pass  # the download will say it
+    return True
+
+
+@contextlib.contextmanager
+def locked(path):
+    """One process at a time makes `path`: another waits here, and then has to look whether it is there."""
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(lock, "a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that makes {path}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # whoever had it has removed it since; a lock that nobody can find locks nothing
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                break
+        file.close()
+    try:
+        yield
+    finally:
+        lock.unlink()
+        file.close()
+
+
+def download(urls, path, digest, timeout, remedy):
+    """The first of the URLs that yields the file. A wrong SHA-256 never reaches `path`.
+
+    digest      what the file's SHA-256 begins with, "" if that is not known
+    remedy      what to do when nobody has it, for the one line that ends the program
+    """
+    with locked(path):
+        if path.exists():
+            return path
+        troubles = []
+        for url in urls:
+            host = urllib.parse.urlsplit(url).netloc
+            try:
+                fetch(url, path, timeout)
+            except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, broken connections
+                is_answer = isinstance(error, urllib.error.HTTPError)
+                troubles.append(f"{host} ({error if is_answer else getattr(error, 'reason', error)})")
+                continue
+            if not digest or sha256(path).startswith(digest):
+                return path
+            path.unlink()
+            troubles.append(f"{host} (another file: its SHA-256 does not begin with {digest})")
+        fail(f"could not download {path.name}: not reached or refused: {'; '.join(troubles)}; {remedy}")
+
+
+def fetch(url, path, timeout):
+    """Download url to path, resuming path.part where an earlier attempt stopped."""
+    part = path.with_name(path.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:      # 416: the part is no prefix of the file, so start over
+            raise
+        part.unlink()
+        return fetch(url, path, timeout)
+    with response:
+        have = have if response.status == 206 else 0
+        total = have + int(response.headers.get("Content-Length") or 0)
+        with open(part, "ab" if have else "wb") as file, \
+                tqdm(initial=have, total=total or None, unit="B", unit_scale=True, disable=None,
+                     desc=path.name) as bar:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    if total > have and part.stat().st_size != total:
+        raise OSError(f"the connection broke after {part.stat().st_size:,} of {total:,} bytes; "
+                      "the same command resumes")
+    os.replace(part, path)

@@ -1,0 +1,109 @@
+"""Text for the language loss.
+
+reads   a text file (UTF-8), a Parquet file with a column `text` (as the hub stores WikiText), a folder of
+        either, a zip with a member `...train.raw` (WikiText's own), or a URL of one of these files.
+        Without one: WikiText-103, downloaded once; in the mini profile the documentation in Python's standard
+        library, which everybody has.
+"""
+
+import ast
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from kit import fail
+from kit.artifacts import first_words
+from sources.download import DOWNLOADS, download, is_url, url_folder
+
+WIKITEXT = ("https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
+            "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-raw-v1.zip")
+TAKES = ("TEXT= takes a text file in UTF-8, a Parquet file with a column text, a folder of either, "
+         "WikiText's zip, or a URL")
+
+
+def read(where, profile, timeout):
+    """(name, text) of TEXT=, or, without one, of the profile's own text."""
+    if not where and profile == "mini":
+        return f"python-{sys.version_info.major}.{sys.version_info.minor}-docs", standard_library()
+    if not where or is_url(where):
+        urls = [where] if where else WIKITEXT
+        folder = url_folder(where) if where else DOWNLOADS
+        path = download(urls, folder / urls[0].rsplit("/", 1)[1], "", timeout,
+                        f"pass TEXT=/path/to/wiki.train.raw (--text), or another text; {TAKES}")
+    else:
+        path = Path(where)
+    files = files_of(path)
+    text = ("" if files[0].suffix == ".parquet" else "\n\n").join(map(read_file, files))
+    if not text or text.isspace():
+        fail(f"{path} holds no text; {TAKES}")
+    return path.name, text
+
+
+def files_of(path):
+    """The file itself, or the texts of a folder; of a dataset's Parquet files those of its training split."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.txt")) or sorted(path.glob("*.parquet"))
+    if not files:
+        fail(f"{path} holds no .txt and no .parquet file; {TAKES}")
+    return [file for file in files if file.name.startswith("train") and file.suffix == ".parquet"] or files
+
+
+def read_file(path):
+    """The text of a file; one line and exit if it has none."""
+    try:
+        if path.suffix == ".parquet":
+            return read_parquet(path)
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                member = next((name for name in archive.namelist() if name.endswith("train.raw")), None)
+                if member is None:
+                    raise ValueError("it holds no train.raw")
+                return archive.read(member).decode("utf-8")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:  # also Arrow's
+        fail(f"{path} is no readable text ({type(error).__name__}: {first_words(error)}); {TAKES}")
+
+
+def read_parquet(path):
+    """The column `text`, a row after the other, each ending its line."""
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        fail(f"{path} needs one more package: pip install pyarrow")
+    rows = parquet.read_table(path, columns=["text"])["text"].to_pylist()
+    return "".join(row if row.endswith("\n") else row + "\n" for row in rows if row is not None)
+
+
+def standard_library():
+    """English the reader already has: the documentation inside Python's standard library."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
+    texts = []
+    for path in sorted(root.rglob("*.py")):
+        if skipped & set(path.relative_to(root).parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="replace"))):
+            doc = None
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                doc = ast.get_docstring(node)
+            elif path.name == "topics.py" and isinstance(node, ast.Constant):
+                doc = node.value  # pydoc's chapters of the language reference
+            if isinstance(doc, str) and len(doc) > 200:
+                texts.append(doc)
+    return "\n\n".join(texts)
+
+
+def encode(text, tokenizer):
+    """Token ids (T,) uint32. The tokenizer is given a few thousand lines at a time, or WikiText-103 would
+    need 20 GB."""
+    lines = text.splitlines(keepends=True)
+    ids = []
+    for start in tqdm(range(0, len(lines), 5_000), desc="tokenising", disable=None):
+        encoded = tokenizer("".join(lines[start:start + 5_000]), verbose=False)["input_ids"]
+        ids.append(np.array(encoded, np.uint32))
+    return np.concatenate(ids)
