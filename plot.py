@@ -6,90 +6,78 @@
 reads   results/PROFILE/CELL.csv and paper/scores.csv
 writes  figures/PROFILE/CELL.png
 
-The score of a run is its mean normalised score over the last `score_window` evaluations (the paper,
-p. 6: over the last 20K of 100K steps, 8 evaluations) at the largest target return. The authors
-report the best of several targets, chosen on the test returns themselves (srzer/LaMo-2023#1): that
-number stands beside ours, under its own name. Brackets are 95 % intervals: Student's t over seeds
-when there are several, else a bootstrap over the episodes of the only seed, which says nothing
-about other seeds.
+The score of a run is its mean normalised score over its last `score_window` evaluations (the paper,
+p. 6: over the last 20K of 100K steps, 8 evaluations) at the largest target return. The authors report
+the best of several targets, chosen on the test returns themselves (srzer/LaMo-2023#1): that number
+stands beside ours, under its own name.
+
+Brackets are 95 % intervals of the mean. Over several seeds: Student's t, a seed being one value. With
+one seed: a bootstrap over its episodes, whatever their number, which says nothing about other seeds and
+is narrow when episodes are few (of normal values it covers the mean 91 times in 100 with 20 episodes,
+83 times with Atari's 5).
 """
 
-import argparse
 import csv
-import sys
-import warnings
+import textwrap
 from pathlib import Path
 
-import numpy as np
-
 import tasks
-from evaluate import read_rows
+from kit import fail, settings
 
-OPTIONS = argparse.ArgumentParser(description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-OPTIONS.add_argument("cell", help="PROFILE/CELL")
+OPTIONS = settings.Options(__doc__)
+OPTIONS.add_argument("cell", type=lambda name: name.strip("/"), help="PROFILE/CELL")
 OPTIONS.add_argument("--table", action="store_true", help="print the table only")
+if __name__ == "__main__":
+    ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from kit import artifacts
+from kit.statistics import interval, samples, summarise
 
 SCALE = {"mujoco": "a random policy, 100 D4RL's expert", "kitchen": "no sub-task, 100 all four",
          "reacher2d": "never at the target, 100 always", "atari": "a random player, 100 a human"}
 PAPER_SCORES = Path(__file__).parent / "paper" / "scores.csv"
-
-
-def interval(values):
-    """95 % interval of the mean of independent values: (low, high), or None for fewer than two."""
-    from scipy import stats
-
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return None
-    if np.ptp(values) == 0:
-        return values[0], values[0]
-    if len(values) < 10:  # seeds
-        return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # scipy warns where the method does not apply
-        found = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile",
-                                rng=np.random.default_rng(0))
-    return found.confidence_interval.low, found.confidence_interval.high
+# Okabe and Ito's colours, which colour-blind eyes tell apart too, without their yellow. 7 colours and 8
+# markers: no pair comes back among the first 56 methods.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^v>X<"
+MOST_BANDS = 4  # methods whose bands the eye can tell apart
 
 
 def load_results(cell):
-    """Rows of results/PROFILE/CELL.csv with numbers as numbers."""
-    path = Path("results") / f"{cell}.csv"
+    """Rows of results/PROFILE/CELL.csv with numbers as numbers; one line and exit if they are not those of
+    the cell, or if a method's seeds were made with different settings."""
+    wanted, path = settings.parse_cell(cell), artifacts.results_path(cell)
     if not path.exists():
-        sys.exit(f"plot: {path} is not there; make it: python evaluate.py --collect {cell}")
-    rows = read_rows(path)
+        fail(f"{path} is not there; make it: python evaluate.py --collect {cell}")
+    rows = artifacts.read_csv(path, (*artifacts.RESULT_COLUMNS, *artifacts.EXTRA_COLUMNS))
     try:
         for row in rows:
-            for name in ("seed", "step", "episode", "length", "data_episodes"):
+            for name in ("seed", "step", "episode", "length", "data_episodes", "score_window"):
                 row[name] = int(row[name])
-            for name in ("return", "normalized_score"):
+            for name in ("ratio", "return", "normalized_score"):
                 row[name] = float(row[name])
             row["data_score"] = float(row["data_score"] or "nan")
             row["target_return"] = float(row["target_return"]) if row["target_return"] else None
+            if row["score_window"] < 1:
+                raise ValueError(f"score_window {row['score_window']}")
     except ValueError as error:
-        sys.exit(f"plot: {path} holds something that is no number ({error}); make it again")
-    if not rows or {row["profile"] for row in rows} != {cell.split("/")[0]}:
-        sys.exit(f"plot: {path} is empty or holds rows of another profile; make it again")
+        fail(f"{path} holds something that is no number or out of range ({error}); make it again")
+    if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {wanted}:
+        fail(f"{path} is empty or holds rows of another cell; make it again")
+    made = {}
+    for row in rows:
+        if row["method"] not in tasks.METHODS:
+            fail(f"{path} holds method {row['method']!r}, which tasks.py does not have; make it again")
+        own = f"{row['changed']} score_window={row['score_window']}".strip()
+        if made.setdefault(row["method"], own) != own:
+            fail(f"{path} holds seeds of {row['method']} with different settings ({made[row['method']]}; "
+                 f"{own}); move away the runs you do not want, then: python evaluate.py --collect {cell}")
     return rows
-
-
-def samples(rows, window):
-    """Independent measurements of one method at one target: the per-seed means if there are several
-    seeds, else the only seed's episodes, each averaged over the last `window` evaluations."""
-    seeds = sorted({row["seed"] for row in rows})
-    values = {}
-    for seed in seeds:
-        own = [row for row in rows if row["seed"] == seed]
-        last = sorted({row["step"] for row in own})[-window:]
-        episodes = {}
-        for row in own:
-            if row["step"] in last:
-                episodes.setdefault(row["episode"], []).append(row["normalized_score"])
-        values[seed] = [float(np.mean(scores)) for scores in episodes.values()]
-    if len(seeds) > 1:
-        return [float(np.mean(scores)) for scores in values.values()]
-    return values[seeds[0]]
 
 
 def paper_scores(task, ratio):
@@ -100,142 +88,171 @@ def paper_scores(task, ratio):
                 if row["task"] == task and float(row["ratio"]) == ratio}
 
 
-def summarise(rows, window):
-    """One dict a method: seeds, LM, score and interval at the largest target, and the best target.
-    Baselines have no target: None stands for it."""
-    table = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        scores = {target: samples([row for row in own if row["target_return"] == target], window)
-                  for target in sorted({row["target_return"] for row in own}, key=lambda t: -(t or 0))}
-        largest = next(iter(scores))
-        best = max(scores, key=lambda target: np.mean(scores[target]))
-        seeds = sorted({row["seed"] for row in own})
-        table.append({"method": method, "lm": ", ".join(sorted({row["lm"] for row in own})),
-                      "seeds": seeds, "steps": max(row["step"] for row in own),
-                      "target": largest, "score": float(np.mean(scores[largest])),
-                      "interval": interval(scores[largest]), "n": len(scores[largest]),
-                      "best": float(np.mean(scores[best])), "best_target": best,
-                      "scores": scores})
-    return table
+def common(table, name):
+    """"8", if all methods have this value, else "8 (lamo, wiki), 2 (dt)"; None is left out."""
+    methods = {}
+    for line in table:
+        if line[name] is not None:
+            methods.setdefault(f"{line[name]:g}", []).append(line["method"])
+    if len(methods) < 2:
+        return "".join(methods)
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in methods.items())
 
 
-def print_table(cell, rows, table, window):
-    profile, task, ratio = tasks.parse_cell(cell)
+def notes(table):
+    """["dt, wiki: 2 evaluations, not 8", "lamo: settings changed: steps=6"]: where runs are not what their
+    names stand for."""
+    methods = {}
+    for line in table:
+        have, window = line["evaluations"], line["window"]
+        if have < window:
+            note = f"{have} evaluation{'s' * (have > 1)}, not {window}"
+            methods.setdefault(note, []).append(line["method"])
+        if line["changed"]:
+            methods.setdefault(f"settings changed: {line['changed']}", []).append(line["method"])
+    return [f"{', '.join(names)}: {note}" for note, names in methods.items()]
+
+
+def print_table(cell, rows, table):
+    profile, task, ratio = settings.parse_cell(cell)
     paper = paper_scores(task, ratio)
     first = rows[0]
     print(f"\n{cell}: data {first['data']}, {first['data_episodes']} episodes")
-    targets = [line["target"] for line in table if line["target"]]
-    at = f" at target return {targets[0]:g}" if targets else ""
-    print(f"score: mean over the last {window} evaluations{at}")
+    targets = common(table, "target")
+    print(f"score: mean over the last {common(table, 'averaged')} evaluations"
+          + (f" at target return {targets}" if targets else ""))
     print(f"       0 is {SCALE[tasks.TASKS[task]['suite']]}\n")
     wide = max(11, *(len(line["method"]) for line in table))
-    head = (f"{'method':{wide}} {'language model':21} {'steps':>7} {'seeds':>5} "
+    lm_wide = max(21, *(len(line["lm"]) for line in table))
+    seeds_wide = max(5, *(len(" ".join(map(str, line["seeds"]))) for line in table))
+    head = (f"{'method':{wide}} {'language model':{lm_wide}} {'steps':>7} {'seeds':>{seeds_wide}} "
             f"{'score [95 % interval]':>22} {'over':>11} {'best target':>13} | {'the paper*':>10}")
-    print(head)
-    print("-" * len(head))
+    print(f"{head}\n{'-' * len(head)}")
     for line in table:
-        bounds = line["interval"]
-        score = f"{line['score']:.1f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
-        over = f"{line['n']} {'seeds' if len(line['seeds']) > 1 else 'episodes'}"
-        seeds = " ".join(map(str, line["seeds"]))
-        best = f"{line['best']:.1f} at {line['best_target']:>4g}" if line["target"] else "no targets"
-        print(f"{line['method']:{wide}} {line['lm']:21} {line['steps']:>7,} {seeds:>5} {score:>22} "
-              f"{over:>11} {best:>13} | {paper.get(line['method'], '-'):>10}")
+        low, high = line["interval"] or (None, None)
+        score = f"{line['score']:.1f}" + (f" [{low:.1f}, {high:.1f}]" if line["interval"] else "")
+        seeds, over = " ".join(map(str, line["seeds"])), f"{line['n']} {line['over']}"
+        best = "no targets" if line["target"] is None else f"{line['best']:.1f} at {line['best_target']:>4g}"
+        print(f"{line['method']:{wide}} {line['lm']:{lm_wide}} {line['steps']:>7,} {seeds:>{seeds_wide}} "
+              f"{score:>22} {over:>11} {best:>13} | {paper.get(line['method'], '-'):>10}")
     if np.isfinite(first["data_score"]):
-        print(f"{'data mean':{wide + 36}} {first['data_score']:>22.1f} {'':>11} {'':>13} |")
+        print(f"{'data mean':{wide + lm_wide + seeds_wide + 10}} {first['data_score']:>22.1f} {'':25} |")
+    for note in notes(table):
+        print(note)
     if profile == "mini":
-        print("* the paper's own score for this cell: its data, GPT-2, 100K steps, 3 seeds. Mini numbers\n"
+        steps = settings.configuration(f"paper/{cell.split('/')[1]}/lamo/seed0")["steps"]
+        print(f"* the paper's own score for this cell: its data, GPT-2, {steps // 1000}K steps, 3 seeds. "
+              "Mini numbers\n"
               "  come from other data, a small LM and a short training; they are not comparable with it.")
     else:
         print("* the paper's score for this cell: mean ± deviation, 3 seeds, best of several targets.")
 
 
-def draw(cell, rows, table, window, path):
-    import matplotlib
+def style(method):
+    """A method's colour, marker and kind of line, the same in every figure."""
+    place = list(tasks.METHODS).index(method)
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)],
+            "ls": ("-", "--", "-.", ":")[place // len(COLOURS) % 4]}
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    from prepare_data import write_whole
-
-    profile, task, ratio = tasks.parse_cell(cell)
-    paper = paper_scores(task, ratio)
-    methods = list(tasks.METHODS)
-    targets = sorted({target for line in table for target in line["scores"] if target}, reverse=True)
-    figure, (curves, points) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(3, 2), sharey=True,
-                                            layout="constrained")
-    # columns of points: a group a target, a column a method; baselines, without targets, join the first
-    groups = {target: [line["method"] for line in table if target in line["scores"]
-                       or line["target"] is None and target == targets[0]] for target in targets}
-    groups = groups or {None: [line["method"] for line in table]}
-    places = [(target, method) for target in groups for method in [*groups[target], ""]]
+def draw_curves(axis, rows, table):
+    """Score against the share of training, because methods differ in their steps; returns the lines."""
+    lines = []
     for line in table:
-        place = methods.index(line["method"]) if line["method"] in methods else -1
-        colour = plt.get_cmap("tab10" if 0 <= place < 10 else "tab20b")(place % 20)
-        own = [row for row in rows if row["method"] == line["method"]
-               and row["target_return"] == line["target"]]
+        own = [row for row in rows
+               if row["method"] == line["method"] and row["target_return"] == line["target"]]
         steps = sorted({row["step"] for row in own})
-        measured = [samples([row for row in own if row["step"] == step], 1) for step in steps]
-        means = [np.mean(values) for values in measured]
-        bounds = [interval(values) or (mean, mean) for values, mean in zip(measured, means, strict=True)]
+        measured = [samples([row for row in own if row["step"] == step], 1, line["over"]) for step in steps]
+        course, means = np.array(steps) / max(steps[-1], 1), [np.mean(values) for values in measured]
+        look, every = style(line["method"]), 1 + len(steps) // 12
         label = line["method"] + (f" ({line['lm']})" if line["lm"] != "none" else "")
-        # methods differ in their number of steps: the curves share the course of training
-        course = [step / steps[-1] for step in steps]
-        curves.plot(course, means, "o-", ms=4, color=colour, label=f"{label}, {steps[-1]:,} steps")
-        curves.fill_between(course, *zip(*bounds, strict=True), color=colour, alpha=0.15, lw=0)
-        if profile == "paper" and line["method"] in paper:  # never beside mini numbers
-            curves.axhline(float(paper[line["method"]].split("±")[0]), color=colour, ls=":", lw=1.2,
-                           label=f"{line['method']} in the paper")
+        lines += axis.plot(course, means, **look, ms=5, mec="white", mew=0.4,
+                           markevery=((len(steps) - 1) % every, every),  # the last has one
+                           label=textwrap.fill(f"{label}, {line['steps']:,} steps", 52))
+        if len(table) <= MOST_BANDS:
+            bounds = [interval(values, line["over"]) or (values[0], values[0]) for values in measured]
+            axis.fill_between(course, *zip(*bounds, strict=True), color=look["color"], alpha=0.15, lw=0)
+    axis.set_xlabel("share of the training steps")
+    axis.set_xlim(0, 1.02)
+    axis.set_ylabel("normalised score")
+    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+    return lines
+
+
+def draw_scores(axis, table, paper):
+    """A row a method and target, the largest first: values, their mean and interval; beneath them, hollow,
+    the method's score in `paper`."""
+    y, ticks = 0.0, {}
+    for line in table:
+        look = style(line["method"]) | {"ls": "-"}
         for target, scores in line["scores"].items():
-            x = places.index((target if target in groups else next(iter(groups)), line["method"]))
-            spread = np.random.default_rng(0).uniform(-0.18, 0.18, len(scores))
-            points.plot(x + spread, scores, ".", color=colour, alpha=0.5, ms=5)
-            low, high = interval(scores) or (np.mean(scores), np.mean(scores))
-            points.plot([x, x], [low, high], color=colour, lw=3, alpha=0.9)
-            points.plot(x, np.mean(scores), "_", color="black", ms=14, mew=2)
+            spread = np.random.default_rng(0).uniform(-0.28, 0.28, len(scores))
+            axis.plot(scores, y + spread, "o", color=look["color"], alpha=0.35, ms=3.5, mew=0)
+            if bounds := interval(scores, line["over"]):
+                axis.plot(bounds, (y, y), "|-", color=look["color"], lw=2, ms=9, mew=1.5)
+            axis.plot(np.mean(scores), y, **look, ms=7, mec="white", mew=0.4)
+            ticks[y] = ((line["method"] if target == line["target"] else "")
+                        + ("" if target is None else f" at {target:g}"))
+            y += 1
+        if line["method"] in paper:
+            mean, _, deviation = paper[line["method"]].partition("±")
+            axis.errorbar(float(mean), y, xerr=float(deviation or 0), **look, mfc="white", ms=7, lw=1)
+            ticks[y] = " the paper"
+            y += 1
+        y += 0.5
+    axis.set_ylim(y - 0.5, -1)
+    axis.set_yticks(list(ticks), ticks.values(), fontsize=8)
+    for label in axis.get_yticklabels():
+        label.set_color("grey" if label.get_text().startswith(" ") else "black")
+    axis.set_xlabel("normalised score")
+
+
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a path is a $
+def draw(cell, rows, table):
+    """The figure: curves at the left, scores at the right, the legend beneath both."""
+    profile, task, ratio = settings.parse_cell(cell)
+    paper = paper_scores(task, ratio) if profile == "paper" else {}  # never beside mini numbers
+    seeds = sorted({row["seed"] for row in rows})
+    kind = "small LM, own data: not the paper's numbers" if profile == "mini" else (
+        "not the paper's settings" if any(line["changed"] for line in table) else "the paper's settings")
+    title = [f"{task}, ratio {ratio:g}   |   profile {profile} ({kind})   |   data {rows[0]['data']}"
+             f"   |   seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}", *notes(table)]
+    places = sum(len(line["scores"]) + (line["method"] in paper) + 0.8 for line in table)
+    figure = Figure((11, max(4.2, 1.5 + 0.2 * places) + 0.15 * len(title)), layout="constrained")
+    figure.suptitle("\n".join(textwrap.fill(text, 150) for text in title), fontsize=9)
+    curves, scores = figure.subplots(1, 2, width_ratios=(3, 2))
+    handles = draw_curves(curves, rows, table)
+    draw_scores(scores, table, paper)
     data_score = rows[0]["data_score"]
-    for axis in (curves, points):
-        if np.isfinite(data_score):
-            axis.axhline(data_score, color="grey", ls="--", lw=1)
+    if np.isfinite(data_score):
+        curves.axhline(data_score, color="grey", ls="--", lw=1)
+        handles.append(scores.axvline(data_score, color="grey", ls="--", lw=1, label="mean of the data"))
+    if paper:
+        handles.append(Line2D([], [], color="grey", marker="o", mfc="white", lw=1,
+                              label="hollow: the paper, mean ± deviation, best target"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7, handlelength=3.5)
+    targets, averaged = common(table, "target"), common(table, "averaged")
+    heads = [f"target return {targets}"] if targets else []
+    heads += ["bands are 95 % intervals"] if len(table) <= MOST_BANDS else []
+    dots = " or ".join(dict.fromkeys("a seed" if line["over"] == "seeds" else "an episode" for line in table))
+    curves.set_title(textwrap.fill("; ".join(heads), 90), fontsize=9)
+    scores.set_title(textwrap.fill(f"last {averaged} evaluations: mean, 95 % interval", 60)
+                     + f"\na dot is {dots}", fontsize=9)
+    for axis in (curves, scores):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    if np.isfinite(data_score):
-        curves.annotate("mean of the data", (0.01, data_score), xycoords=("axes fraction", "data"),
-                        textcoords="offset points", xytext=(0, 3), fontsize=8, color="grey")
-    none = " (baselines: none)" if any(line["target"] is None for line in table) else ""
-    points.set_xticks([places.index((target, group[0])) + (len(group) - 1) / 2
-                       for target, group in groups.items() if target],
-                      [f"target {target:g}{none if target == targets[0] else ''}" for target in targets])
-    several = any(len(line["seeds"]) > 1 for line in table)
-    points.set_title(f"last {window} evaluations; a dot is a{' seed' if several else 'n episode'}",
-                     fontsize=9)
-    curves.set_title((f"target return {targets[0]:g}; " if targets else "") + "bands are 95 % intervals",
-                     fontsize=9)
-    curves.set_xlabel("share of the training steps")
-    curves.set_ylabel("normalised score")
-    curves.set_ylim(bottom=min(0, curves.get_ylim()[0]))
-    curves.legend(fontsize=7 if len(table) > 4 else 8, loc="best")
-    seeds = sorted({row["seed"] for row in rows})
-    note = "small LM, own data: not the paper's numbers" if profile == "mini" else "the paper's settings"
-    figure.suptitle(f"{task}, ratio {ratio:g}   |   profile {profile} ({note})   |   data {rows[0]['data']}"
-                    f"   |   seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}", fontsize=9)
-    write_whole(path, lambda part: figure.savefig(part, dpi=150))
-    plt.close(figure)
+    return figure
 
 
-def main(cell, table_only):
-    profile, task, ratio = tasks.parse_cell(cell)
-    rows = load_results(cell)
-    window = tasks.configuration(f"{cell}/lamo/seed0")["score_window"]
-    table = summarise(rows, window)
-    if not table_only:
-        path = Path("figures") / f"{cell}.png"
-        draw(cell, rows, table, window, path)
-    print_table(cell, rows, table, window)
-    print(f"\nrows results/{cell}.csv   figure figures/{cell}.png")
+def main(args):
+    rows = load_results(args.cell)
+    table = summarise(rows)
+    if not args.table:
+        figure = draw(args.cell, rows, table)
+        artifacts.write_whole(artifacts.figure_path(args.cell), lambda part: figure.savefig(part, dpi=150))
+    print_table(args.cell, rows, table)
+    print(f"\nrows {artifacts.results_path(args.cell)}   figure {artifacts.figure_path(args.cell)}")
 
 
 if __name__ == "__main__":
-    args = OPTIONS.parse_args()
-    main(args.cell, args.table)
+    main(ARGS)
