@@ -31,8 +31,11 @@ def session_kit(tmp_path_factory):
 def make_kit(folder):
     for path in [*KIT.glob("*.py"), KIT / "Makefile", *KIT.glob("requirements*.txt")]:
         shutil.copy(path, folder)
-    shutil.copytree(KIT / "paper", folder / "paper")
-    (folder / "assets").symlink_to(KIT / "assets")
+    big = shutil.ignore_patterns("weights", "heldout.txt", "__pycache__")
+    for room in ("kit", "sources", "mini", "benchmark", "paper"):
+        shutil.copytree(KIT / room, folder / room, ignore=big)
+    for name in ("weights", "heldout.txt"):
+        (folder / "mini" / name).symlink_to(KIT / "mini" / name)
 
     def run(*command, check=True, **environment):
         """A script of the kit, or make, with one thread; returns the finished process."""
@@ -77,6 +80,46 @@ def tiny_gpt2(tmp_path_factory):
     return folder
 
 
+def tiny_families():
+    """{family: makes a tiny language model with random weights}, of the four that the kit adapts."""
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        OPTConfig,
+        OPTForCausalLM,
+    )
+
+    words = {"vocab_size": 300}
+    same = words | {"hidden_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    return {
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=2, n_head=2, n_positions=64, **words,
+                                                   bos_token_id=0, eos_token_id=0)),
+        "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**same, num_attention_heads=3,
+                                                             intermediate_size=48, rotary_pct=1.0)),
+        "opt": lambda: OPTForCausalLM(OPTConfig(**same, word_embed_proj_dim=24, num_attention_heads=2,
+                                                ffn_dim=48)),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(  # fewer heads for keys than for queries, as SmolLM2
+            **same, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)),
+    }
+
+
+@pytest.fixture(scope="session", params=("gpt2", "gpt_neox", "opt", "llama"))
+def tiny_lm(request, tmp_path_factory):
+    """A folder in the hub's format with a tiny language model of each family."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("hub") / f"tiny-{request.param}"
+    trunk = tiny_families()[request.param]()
+    for name, p in trunk.named_parameters():  # biases and positions start at zero, real ones do not
+        if p.dim() == 1 or "embed_positions" in name:
+            torch.nn.init.normal_(p, std=0.2) if "norm" not in name and "ln_" not in name else None
+    trunk.save_pretrained(folder)
+    return folder
+
+
 def d4rl_arrays(episodes=30, state_dim=11, action_dim=3, seed=0):
     """Random episodes in D4RL's true layout, with a last episode that the recording cut off.
 
@@ -110,7 +153,7 @@ def write_d4rl(path, arrays):
 def kitchen_arrays(episodes=6, seed=0):
     """Demonstrations of all four sub-tasks in the layout of D4RL's kitchen: no timeouts, float terminals,
     rewards that count the sub-tasks done in the observation beside them."""
-    from envs import KITCHEN_GOAL, KITCHEN_GOALS, kitchen_done
+    from kit.envs import KITCHEN_GOAL, KITCHEN_GOALS, kitchen_done
 
     rng = np.random.default_rng(seed)
     lengths = rng.integers(30, 50, episodes)
@@ -150,6 +193,21 @@ def write_replay(folder, arrays):
         with gzip.open(files[part], "wb", compresslevel=1) as file:
             np.save(file, array)
     return files
+
+
+def save_cell(folder, cell="paper/hopper-medium-0.1", episodes=30):
+    """data/PROFILE/CELL.npz of random episodes, in the kit's own format, as prepare_data.py leaves it."""
+    from kit import artifacts
+
+    raw, lengths = d4rl_arrays(episodes)
+    offsets = np.append(0, np.cumsum(lengths))
+    arrays = {name: raw[name][:offsets[-1]] for name in ("observations", "actions", "terminals")}
+    arrays |= {"rewards": raw["rewards"][:offsets[-1], 0], "offsets": offsets,
+               "last_observations": raw["next_observations"][offsets[1:] - 1]}
+    provenance = {"data": "random@00000000", "episodes": list(range(episodes)), "return_mean": 30.0,
+                  "reference_min": -20.272305, "reference_max": 3234.3}
+    artifacts.save_arrays(folder / artifacts.dataset_path(cell), provenance, arrays)
+    return arrays, provenance
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,14 @@ import torch
 from conftest import one_line
 
 import evaluate
-import tasks
 from baselines import build_actor
-from envs import make_env
-from model import DecisionTransformer, dt_trunk
+from kit.artifacts import RESULT_COLUMNS
+from kit.envs import make_env
+from kit.language_models import dt_trunk
+from kit.settings import configuration
+from model import DecisionTransformer
 
-CONFIG = tasks.configuration("mini/hopper-medium-0.01/dt/seed0", episodes=3, context=4) | {
+CONFIG = configuration("mini/hopper-medium-0.01/dt/seed0", episodes=3, context=4) | {
     "state_mean": np.linspace(-0.5, 1.5, 11).tolist(), "state_std": np.linspace(0.5, 2, 11).tolist(),
     "target_returns": [1800.0, 600.0]}
 SHORT = ("--steps", "6", "--eval_every", "3", "--log_every", "3", "--batch_size", "8", "--context", "5")
@@ -70,11 +72,11 @@ def test_lock_step_equals_one_episode_at_a_time(model):
 
 
 def test_atari_in_lock_step_equals_one_game_at_a_time():
-    config = tasks.configuration("mini/breakout-medium-0.1/dt/seed0", episodes=2, context=4) | {
+    config = configuration("mini/breakout-medium-0.1/dt/seed0", episodes=2, context=4) | {
         "state_mean": [], "state_std": [], "target_returns": [40.0, 3.0], "horizon": 260}
     torch.manual_seed(4)
     trunk = dt_trunk(width=32, positions=12)
-    model = DecisionTransformer(trunk, (4, 84, 84), 4, 4096, "mlp", atari=True).eval()
+    model = DecisionTransformer(trunk, (4, 84, 84), 4, 4096, "mlp", pixels=True).eval()
     with torch.no_grad():  # so that what it sees and what it is told matter
         model.embed_timestep.weight.mul_(0.3)
         for layer in (0, 2, 4, 7):
@@ -103,7 +105,7 @@ def test_atari_in_lock_step_equals_one_game_at_a_time():
 
 
 def test_baselines_play_each_start_once_from_the_newest_state_alone():
-    config = tasks.configuration("mini/hopper-medium-0.01/bc/seed0", episodes=3) | {
+    config = configuration("mini/hopper-medium-0.01/bc/seed0", episodes=3) | {
         "state_mean": CONFIG["state_mean"], "state_std": CONFIG["state_std"]}
     torch.manual_seed(0)
     actor = build_actor(config).eval()
@@ -150,6 +152,7 @@ def read(path):
 
 def test_the_contract_of_the_results(evaluated):
     path = evaluated.folder / "results/paper/hopper-medium-0.1.csv"
+    assert tuple(read(path)[0])[:15] == RESULT_COLUMNS
     assert path.read_text().startswith(
         "profile,data,lm,task,ratio,method,seed,step,target_return,episode,return,length,normalized_score")
     rows = read(path)
@@ -162,37 +165,101 @@ def test_the_contract_of_the_results(evaluated):
     assert {row["data"].split("@")[0] for row in rows} == {"hopper_medium-v2.hdf5"}
 
 
-def test_evaluation_is_repeatable_and_goes_on_after_an_interruption(evaluated):
-    folder = evaluated.folder / "runs/paper/hopper-medium-0.1/dt/seed0"
+RUN = "paper/hopper-medium-0.1/dt/seed0"
+
+
+@pytest.fixture
+def folder(evaluated):
+    """The run's folder; what a test does to it is undone."""
+    folder = evaluated.folder / "runs" / RUN
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def interrupted(folder):
+    """The folder as a kill after the first checkpoint leaves it: its rows, and no eval.csv."""
     whole = (folder / "eval.csv").read_bytes()
-    first = b"".join(line for line in whole.splitlines(keepends=True) if b",0,6," not in line)
-    (folder / "eval.part.csv").write_bytes(first)  # as left by a kill after the first checkpoint
+    how = json.loads((folder / "eval.json").read_text())
+    how.pop("score_window")
+    part = folder / f"eval.{evaluate.digest_of(how)}.part.csv"
+    part.write_bytes(b"".join(line for line in whole.splitlines(keepends=True) if b",0,6," not in line))
     (folder / "eval.csv").unlink()
-    evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed0", "--episodes", "2")
+    return whole
+
+
+def test_evaluation_is_repeatable_and_goes_on_after_an_interruption(evaluated, folder):
+    whole = interrupted(folder)
+    evaluated("evaluate.py", RUN, "--episodes", "2")
     assert (folder / "eval.csv").read_bytes() == whole
-    assert not (folder / "eval.part.csv").exists()
+    assert not list(folder.glob("*.part.csv"))
+    evaluated("evaluate.py", RUN, "--episodes", "2", "--fresh")
+    assert (folder / "eval.csv").read_bytes() == whole
     # in the precision it was trained in, which config.json says, unless another is asked for
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    trained_in = json.loads((folder / "config.json").read_text())["dtype"]  # which depends on the machine
     for dtype in ("float32", "bfloat16"):
-        evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed0", "--episodes", "2", "--dtype", dtype)
-        assert ((folder / "eval.csv").read_bytes() == whole) == (dtype == "float32")
-    (folder / "eval.csv").write_bytes(whole)
+        evaluated("evaluate.py", RUN, "--episodes", "2", "--dtype", dtype)
+        assert ((folder / "eval.csv").read_bytes() == whole) == (dtype == trained_in)
 
 
-def test_data_are_never_mixed(evaluated):
-    path = evaluated.folder / "runs/paper/hopper-medium-0.1/dt/seed1/eval.csv"
-    whole = path.read_text()
-    path.write_text(whole.replace("hopper_medium-v2.hdf5@", "other@"))
+@pytest.mark.parametrize("changed", [("--episodes", "3"), ("--episodes", "2", "--target_returns", "5", "7")])
+def test_rows_of_an_interrupted_call_with_other_options_are_not_mixed_in(evaluated, folder, changed):
+    interrupted(folder)
+    evaluated("evaluate.py", RUN, *changed)
+    rows = read(folder / "eval.csv")
+    expected = {("3600", e) for e in "012"} | {("1800", e) for e in "012"} if len(changed) == 2 else {
+        (target, e) for target in ("5", "7") for e in "01"}
+    for step in ("3", "6"):
+        found = sorted((row["target_return"], row["episode"]) for row in rows if row["step"] == step)
+        assert found == sorted(expected)
+
+
+def test_another_score_window_plays_nothing_and_reaches_the_results(evaluated, folder):
+    rows = (folder / "eval.csv").read_text().replace(",3600,0,", ",3600,77,")  # playing would undo it
+    (folder / "eval.csv").write_text(rows)
+    evaluated("evaluate.py", RUN, "--episodes", "2", "--score_window", "1")
+    assert (folder / "eval.csv").read_text() == rows
+    other = folder.parent / "seed1"
+    kept = (other / "eval.json").read_text()
     try:
         line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
-        assert "different data" in line and "other@" in line
+        assert "score_window is 1, not 8" in line
+        (other / "eval.json").write_text((folder / "eval.json").read_text())
+        evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1")
+        assert {row["score_window"] for row in read(
+            evaluated.folder / "results/paper/hopper-medium-0.1.csv")} == {"1"}
+    finally:
+        (other / "eval.json").write_text(kept)
+
+
+@pytest.mark.parametrize("name, value, said", [
+    ("data", "other@1", "data is"), ("data_sha256", "0", "data_sha256 is"), ("steps", 7, "steps is 6, not 7"),
+    ("context", 1, "context is 5, not 1")])
+def test_a_table_never_mixes_data_or_settings(evaluated, name, value, said):
+    path = evaluated.folder / "runs/paper/hopper-medium-0.1/dt/seed1/config.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | {name: value}))
+    try:
+        line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
+        assert said in line and "seed0" in line and "seed1" in line and "REPLACE=1" in line
     finally:
         path.write_text(whole)
 
 
+def test_results_say_what_differs_from_the_runs_name(evaluated):
+    evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1")
+    row = read(evaluated.folder / "results/paper/hopper-medium-0.1.csv")[0]
+    assert row["score_window"] == "8"
+    assert set(row["changed"].split()) == {"batch_size=8", "steps=6", "eval_every=3", "episodes=2",
+                                           "log_every=3", "context=5"}
+
+
 def test_wrong_runs_end_in_one_line(evaluated):
     line = one_line(evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed7", check=False))
-    assert "train.py paper/hopper-medium-0.1/dt/seed7" in line
+    assert "train.py paper/hopper-medium-0.1/dt/seed7" in line and "make" in line
     seed0, seed1 = (evaluated.folder / f"runs/paper/hopper-medium-0.1/dt/seed{n}" for n in (0, 1))
     good = (seed1 / "final.safetensors").read_bytes()
     (seed1 / "final.safetensors").write_bytes((seed0 / "final.safetensors").read_bytes())

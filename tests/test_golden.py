@@ -13,8 +13,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from kit.language_models import dt_trunk
+from kit.quick import quicken
 from lora import add_lora, train_only_lora
-from model import DecisionTransformer, FrameCNN, dt_trunk, quicken
+from model import DecisionTransformer, FrameCNN
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -84,7 +86,7 @@ def test_golden_atari(path):
         add_lora(trunk, config["lora"]["r"], config["lora"]["alpha"], dropout=0.1, shared_A=True)
         train_only_lora(trunk, biases=False)
         model = DecisionTransformer(trunk, (4, 84, 84), config["actions"], config["max_timestep"], "mlp",
-                                    atari=True, squash_logits=True)
+                                    pixels=True, squash_logits=True)
         model.embed_state[0] = FrameCNN(config["lm"]["n_embd"], config["cnn_channels"])
         quicken(model)
         model.load_state_dict({our_name(name[2:], True): torch.from_numpy(golden[name])

@@ -1,25 +1,25 @@
-"""LoRA and the Decision Transformer: counts of the paper's shapes, causality, padding, no-op start."""
+"""model.py: counts of the paper's shapes, causality, padding, positions, and what trains."""
 
 import pytest
 import torch
 import torch.nn as nn
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
 
-from lora import LoRA, add_lora, merge_lora, train_only_lora
-from model import DecisionTransformer, dt_trunk
+from kit.language_models import dt_trunk
+from kit.settings import configuration
+from lora import LoRA, add_lora, train_only_lora
+from model import DecisionTransformer, build_model
 from train import parameter_counts
 
 B, K, S, A = 3, 7, 5, 2
 
 
-def small_lamo(embeddings="mlp", lora=True, seed=0):
-    torch.manual_seed(seed)
+def small_lamo(embeddings="mlp"):
+    torch.manual_seed(0)
     trunk = GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=50, n_positions=64,
                                        bos_token_id=0, eos_token_id=0))
-    if lora:
-        add_lora(trunk, rank=4, alpha=8, dropout=0.1)
-        train_only_lora(trunk)
+    add_lora(trunk, rank=4, alpha=8, dropout=0.1)
+    train_only_lora(trunk)
     return DecisionTransformer(trunk, S, A, max_timestep=100, embeddings=embeddings).eval()
 
 
@@ -122,50 +122,7 @@ def test_timesteps_beyond_the_horizon_are_clamped():
         torch.testing.assert_close(model(**late), model(**last))
 
 
-# --- LoRA --------------------------------------------------------------------------------------
-
-def test_lora_changes_nothing_at_the_start():
-    with torch.no_grad():
-        plain, adapted = small_lamo(lora=False), small_lamo(lora=True)
-        adapted.load_state_dict({name.replace("c_attn.", "c_attn.base."): value
-                                 for name, value in plain.state_dict().items()}, strict=False)
-        assert torch.equal(plain(**inputs()), adapted(**inputs()))
-    loras = [m for m in adapted.modules() if isinstance(m, LoRA)]
-    assert loras and all(m.lora_A.abs().sum() > 0 and (m.lora_B == 0).all() for m in loras)
-
-
-@pytest.mark.parametrize("make", [lambda: Conv1D(12, 8), lambda: nn.Linear(8, 12)], ids=["Conv1D", "Linear"])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_lora_arithmetic_on_both_layers(make, groups):
-    torch.manual_seed(0)
-    base, x = make(), torch.randn(4, 8)
-    layer = LoRA(base, groups, rank=2, alpha=6, dropout=0.0)
-    nn.init.normal_(layer.lora_B)
-    expected = base(x).detach()
-    for g in range(groups):  # the paper's sum, a group at a time
-        rows = slice(g * 12 // groups, (g + 1) * 12 // groups)
-        down = x @ layer.lora_A[2 * g:2 * g + 2].T
-        expected[:, rows] += 6 / 2 * down @ layer.lora_B[rows].T
-    torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer.merged()(x), expected)
-
-
-def test_dropout_is_on_the_branch_only():
-    base = nn.Linear(8, 12)
-    layer = LoRA(base, 1, rank=2, alpha=2, dropout=0.9999999).train()
-    nn.init.normal_(layer.lora_B)
-    x = torch.randn(4, 8)
-    torch.testing.assert_close(layer(x), base(x))
-
-
-def test_merging_keeps_the_function():
-    model = wake_lora(small_lamo())
-    with torch.no_grad():
-        before = model(**inputs())
-        merge_lora(model.trunk)
-        assert not [m for m in model.modules() if isinstance(m, LoRA)]
-        torch.testing.assert_close(model(**inputs()), before, rtol=1e-5, atol=1e-6)
-
+# --- what trains -------------------------------------------------------------------------------
 
 def test_gradients_reach_what_trains_and_nothing_else():
     model = wake_lora(small_lamo()).train()
@@ -176,6 +133,37 @@ def test_gradients_reach_what_trains_and_nothing_else():
         assert (p.grad is not None and p.grad.abs().sum() > 0) == trains, name
 
 
-def test_a_model_without_attention_projections_is_refused():
-    with pytest.raises(ValueError, match="c_attn"):
-        add_lora(nn.Sequential(nn.Linear(2, 2)), 2, 2, 0.0)
+def table(model, name):
+    return getattr(model.trunk.base_model, name).weight
+
+
+@pytest.mark.parametrize("task, method, weight, words, positions", [
+    ("hopper-medium", "wiki", 0.0, False, False), ("hopper-medium", "lamo-full", 0.1, True, True),
+    ("kitchen-complete", "lamo-released", 0.1, False, False), ("breakout-medium", "wiki", 0.0, False, True),
+    ("hopper-medium", "lamo-frozen", 0.0, False, False)])
+def test_tables_that_nothing_reads_do_not_train(task, method, weight, words, positions):
+    """Words, unless there is text, and positions, unless there is text or frames."""
+    config = configuration(f"mini/{task}-1/{method}/seed0", lm_weight=weight)
+    model = build_model(config)
+    assert table(model, "wte").requires_grad == words and table(model, "wpe").requires_grad == positions
+    assert model.trunk.base_model.h[0].mlp.c_fc.weight.requires_grad == (config["train"] == "all")
+
+
+@torch.no_grad()
+def test_frames_become_logits_and_their_start_is_quick_only_if_asked():
+    frames = torch.randint(0, 255, (2, 3, 4, 84, 84), dtype=torch.uint8)
+    spread = []
+    for quick in (True, False):
+        torch.manual_seed(0)
+        model = build_model(configuration("mini/breakout-medium-1/lamo/seed0", quick_init=quick)).eval()
+        logits = model(frames, actions=torch.zeros(2, 3, dtype=torch.long), returns_to_go=torch.ones(2, 3, 1),
+                       timesteps=torch.arange(3).repeat(2, 1))
+        assert logits.shape == (2, 3, 4) and logits.isfinite().all()
+        spread.append((model.embed_state(frames).std() / model.embed_timestep.weight.std()).item())
+    assert spread[0] > 10 * spread[1], "pixels count beside the time"
+
+
+def test_released_variants_squash_their_logits():
+    heads = [build_model(configuration(f"mini/pong-medium-1/{method}/seed0")).predict_action
+             for method in ("lamo", "lamo-released")]
+    assert [type(head[-1]) for head in heads] == [nn.Identity, nn.Tanh]

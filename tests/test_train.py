@@ -1,6 +1,7 @@
 """train.py: batches, the language loss, equal bytes, resumption, and damaged files."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +15,16 @@ from conftest import one_line
 
 import tasks
 import train
+from benchmark.models import dataset
+from kit import artifacts, settings
+from kit.language_models import tokenizer_digest
+from model import build_model
 
 RUN = "paper/hopper-medium-0.1/dt/seed0"
 SHORT = ("--steps", "12", "--eval_every", "4", "--log_every", "2", "--batch_size", "8", "--context", "5")
 
 
-CONFIG = tasks.configuration("paper/hopper-medium-0.1/dt/seed0")
+CONFIG = settings.configuration("paper/hopper-medium-0.1/dt/seed0")
 
 
 @pytest.fixture
@@ -47,23 +52,27 @@ def test_training_arrays(data):
 
 
 def test_named_returns_and_rewards(data):
-    """The released Atari code leaves the step's own reward out; the kitchen's data have two kinds."""
-    plain = train.training_arrays(data, CONFIG | {"return_scale": 2.0})[0]["returns_to_go"][:, 0].numpy()
-    later = train.training_arrays(data, CONFIG | {"return_scale": 2.0, "returns": "exclusive"})[0]
-    assert np.allclose(later["returns_to_go"][:, 0], plain - data["rewards"] / 2, atol=1e-5)
+    """The released Atari code leaves the step's own reward out; in the kitchen it counts what is done."""
+    released = CONFIG | {"released": True}
     data["dataset_rewards"] = np.ones(18, np.float32)
-    counted = train.training_arrays(data, CONFIG | {"return_scale": 1.0, "kitchen_reward": "dataset"})[0]
+    counted = train.training_arrays(data, released | {"return_scale": 1.0})[0]
     assert counted["returns_to_go"][:3, 0].tolist() == [3, 2, 1]
+    del data["dataset_rewards"]
+    data["observations"] = np.zeros((18, 84, 84), np.uint8)
+    atari = {"pixels": True, "return_scale": 2.0}
+    plain = train.training_arrays(data, CONFIG | atari)[0]["returns_to_go"][:, 0].numpy()
+    later = train.training_arrays(data, released | atari)[0]
+    assert np.allclose(later["returns_to_go"][:, 0], plain - data["rewards"] / 2, atol=1e-5)
 
 
 def test_learning_rates():
-    atari = tasks.configuration("paper/qbert-medium-1/lamo/seed0")
+    atari = settings.configuration("paper/qbert-medium-1/lamo/seed0")
     rates = np.array([train.learning_rate(atari, step, 1.0) for step in range(atari["steps"])])
     assert rates.argmax() == atari["warmup"] - 1 and rates.max() == atari["lr"]
     assert (np.diff(rates[atari["warmup"]:]) <= 0).all() and rates[-1] == pytest.approx(atari["lr"] / 10)
     # as released, with every action counted: the warm-up ends near step 442, the first minimum is near
     # 11,600, and by step 50,000 the cosine has swung about 18 times
-    released = tasks.configuration("paper/qbert-medium-1/lamo-released/seed0")
+    released = settings.configuration("paper/qbert-medium-1/lamo-released/seed0")
     rates = np.array([train.learning_rate(released, step, 1.0) for step in range(50_000)]) / released["lr"]
     assert 438 <= rates[:1000].argmax() <= 446 and rates.max() <= 1 and rates[1000:].min() == 0.1
     swings = 1 + np.count_nonzero(np.diff(np.sign(rates[500:] - 0.55)))
@@ -102,12 +111,54 @@ def test_text_batches_use_every_block_once_an_epoch():
     assert epochs[0] != epochs[1]
 
 
+def test_a_batch_takes_as_long_from_a_million_steps():
+    """No bound on seconds, which a busy machine breaks; it must not grow with the data."""
+    config = settings.configuration("mini/hopper-medium-1/dt/seed0")
+
+    def seconds(rows):
+        arrays, ends = dataset(rows, config)
+        rng, best = np.random.default_rng(0), 1.0
+        for _ in range(30):
+            start = time.perf_counter()
+            for _ in range(10):
+                train.sample_batch(arrays, ends, rng, 64, 20)
+            best = min(best, (time.perf_counter() - start) / 10)
+        return best
+
+    assert seconds(1_000_000) < 10 * seconds(10_000)
+
+
+def test_the_step_descends_the_papers_loss():
+    """Its gradients are those of action_loss + lm_weight * language_loss, and the weight counts."""
+    config = settings.configuration("mini/kitchen-complete-1/lamo/seed0", lm_weight=0.7, grad_clip=1e9)
+    torch.manual_seed(0)
+    model, ids = build_model(config).train(), torch.randint(0, 100, (2, 30))
+    batch = {"states": torch.randn(4, 5, 60), "actions": torch.rand(4, 5, 9),
+             "returns_to_go": torch.rand(4, 5, 1), "timesteps": torch.arange(5).repeat(4, 1)}
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    row = train.training_step(model, torch.optim.SGD(model.parameters(), lr=0.0), config, batch, mask, ids)
+    found = {name: p.grad.clone() for name, p in train.trainable(model).items() if p.grad is not None}
+    model.zero_grad()
+    action_loss = (model(**batch, attention_mask=mask) - batch["actions"]).square().mean()
+    loss = action_loss + 0.7 * model.language_loss(ids)
+    loss.backward()
+    assert row["action_loss"] + 0.7 * row["language_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+    lora = [name for name in found if name.endswith("lora_B")]
+    assert lora and all(found[name].abs().sum() > 0 for name in lora)
+
+
 # --- whole runs --------------------------------------------------------------------------------
 
 @pytest.fixture
 def prepared(kit, d4rl_folder):
     kit("prepare_data.py", "paper/hopper-medium-0.1", "--data", str(d4rl_folder))
     return kit
+
+
+def read_config(kit, run):
+    return json.loads((kit.folder / "runs" / run / "config.json").read_text())
 
 
 def files(folder, pattern="*"):
@@ -125,16 +176,10 @@ def test_equal_seeds_give_equal_bytes_and_a_killed_run_resumes_to_them(prepared)
     prepared("train.py", RUN, *SHORT)
     assert files(folder) == once
 
-    # Kill -9 as soon as the first checkpoint lies there; the same command goes on to the same bytes.
+    # killed at its first checkpoint, the same command goes on to the same bytes
     for path in folder.iterdir():
         path.unlink()
-    running = subprocess.Popen([sys.executable, "train.py", RUN, *SHORT], cwd=prepared.folder,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    while not (folder / "state.safetensors").exists() and running.poll() is None:
-        time.sleep(0.002)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert not (folder / "final.safetensors").exists(), "the run ended before it could be killed"
+    kill_after_a_checkpoint(prepared, RUN, *SHORT)
     assert "resuming at step" in prepared("train.py", RUN, *SHORT).stdout
     assert files(folder) == once
 
@@ -143,15 +188,52 @@ def test_equal_seeds_give_equal_bytes_and_a_killed_run_resumes_to_them(prepared)
     assert other["final.safetensors"] != once["final.safetensors"]
 
 
-def test_other_settings_do_not_resume(prepared):
-    folder = prepared.folder / "runs" / RUN
-    prepared("train.py", RUN, *SHORT)
-    state = {name: p for name, p in train.load_tensors(folder / "final.safetensors")[0].items()}
-    train.save_tensors(folder / "state.safetensors", state, step=8)  # as a killed run of old would leave
-    out = prepared("train.py", RUN, *SHORT, "--lr", "0.5").stdout
-    assert "resuming" not in out
+def kill_after_a_checkpoint(kit, run, *settings, threads="1"):
+    """Start a training and kill -9 it as soon as its first state lies there."""
+    folder = kit.folder / "runs" / run
+    running = subprocess.Popen([sys.executable, "train.py", run, *settings], cwd=kit.folder,
+                               env=os.environ | {"OMP_NUM_THREADS": threads}, stdout=subprocess.DEVNULL)
+    while not (folder / "state.safetensors").exists() and running.poll() is None:
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (folder / "final.safetensors").exists(), "the run ended before it could be killed"
+
+
+def test_a_run_with_other_settings_is_refused_and_nothing_is_lost(prepared):
+    """Finished or killed, until --replace; a finished run is left alone, until --fresh."""
+    folder, longer = prepared.folder / "runs" / RUN, (*SHORT, "--steps", "400")
+    kill_after_a_checkpoint(prepared, RUN, *longer)
+    killed = files(folder)
+    line = one_line(prepared("train.py", RUN, *longer, "--lr", "0.5", check=False))
+    assert "killed run in which lr is 0.0001, not 0.5" in line and "--replace" in line
+    assert files(folder) == killed
+
+    prepared("train.py", RUN, *SHORT, "--replace")
+    finished = files(folder)
     with open(folder / "train.csv") as file:
-        assert [row["lr"] for row in csv.DictReader(file)][0].startswith("0.0004")
+        assert [row["step"] for row in csv.DictReader(file)][-1] == "12"
+    line = one_line(prepared("train.py", RUN, *SHORT, "--dropout", "0.3", check=False))
+    assert "finished run in which dropout is 0.1, not 0.3" in line
+    assert "is finished" in prepared("train.py", RUN, *SHORT).stdout
+    # how it is played is no other run
+    assert "is finished" in prepared("train.py", RUN, *SHORT, "--episodes", "3", "--replace").stdout
+    assert files(folder) == finished
+    stamp = (folder / "final.safetensors").stat().st_mtime_ns
+    assert "done" in prepared("train.py", RUN, *SHORT, "--fresh").stdout
+    assert files(folder) == finished and (folder / "final.safetensors").stat().st_mtime_ns > stamp
+
+
+def test_a_killed_run_goes_on_with_another_number_of_threads_and_says_so(prepared):
+    folder, longer = prepared.folder / "runs" / RUN, (*SHORT, "--steps", "400")
+    kill_after_a_checkpoint(prepared, RUN, *longer)
+    before = {path.name for path in folder.glob("step-*")}
+    out = prepared("train.py", RUN, *longer, OMP_NUM_THREADS="2").stdout
+    assert "resuming at step" in out and "threads 2" in out
+    assert before <= {path.name for path in folder.glob("step-*")}
+    config = read_config(prepared, RUN)
+    assert config["threads"] == 1
+    assert config["resumed"][0]["threads"] == 2 and config["resumed"][0]["step"] >= 4
 
 
 def test_the_language_loss_is_in_the_loss_and_its_text_loaded_only_then(prepared, tiny_gpt2, tmp_path):
@@ -165,11 +247,13 @@ def test_the_language_loss_is_in_the_loss_and_its_text_loaded_only_then(prepared
     assert all(float(row["language_loss"]) == 0 for row in rows())
     without = files(folder)["final.safetensors"]
 
-    line = one_line(prepared("train.py", run, *SHORT, *lm, "--lm_weight", "0.1", check=False))
-    assert "text-tiny-gpt2.npz" in line
+    line = one_line(prepared("train.py", run, *SHORT, *lm, "--lm_weight", "0.1", "--replace", check=False))
+    assert f"text-{tokenizer_digest(str(tiny_gpt2))}.npz" in line
+    assert f"prepare_data.py paper/text --lm {tiny_gpt2}" in line
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 200)
     prepared("prepare_data.py", "paper/text", "--lm", str(tiny_gpt2), "--text", str(tmp_path / "text.txt"))
-    prepared("train.py", run, *SHORT, *lm, "--lm_weight", "0.1")
+    assert files(folder)["final.safetensors"] == without  # a call that fails takes nothing away
+    prepared("train.py", run, *SHORT, *lm, "--lm_weight", "0.1", "--replace")
     assert all(3 < float(row["language_loss"]) < 8 for row in rows())  # log(300) = 5.7 at random
     assert files(folder)["final.safetensors"] != without
 
@@ -177,33 +261,14 @@ def test_the_language_loss_is_in_the_loss_and_its_text_loaded_only_then(prepared
 def test_lamo_saves_what_trains_and_nothing_else(prepared, tiny_gpt2):
     run = RUN.replace("/dt/", "/lamo/")
     prepared("train.py", run, *SHORT, "--lm", str(tiny_gpt2))
-    tensors, metadata = train.load_tensors(prepared.folder / "runs" / run / "final.safetensors")
-    config = train.load_config(prepared.folder / "runs" / run)
+    tensors, metadata = artifacts.load_tensors(prepared.folder / "runs" / run / "final.safetensors")
+    config = read_config(prepared, run)
     assert sum(t.numel() for t in tensors.values()) == config["parameters"]["trainable"]
     assert not [name for name in tensors if "mlp" in name or "wte" in name or "c_attn.base.weight" in name]
     assert any((t != 0).any() for name, t in tensors.items() if name.endswith("lora_B"))
     assert metadata["run"] == run and metadata["step"] == 12
     assert config["lm_id"].startswith("tiny-gpt2@") and config["data"].startswith("hopper_medium-v2.hdf5@")
     assert len(config["state_mean"]) == 11
-
-
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    torch.manual_seed(0)
-    path = tmp_path / "a.safetensors"
-    train.save_tensors(path, {"x": torch.randn(50, 7), "y": torch.randn(3)}, step=1)
-    whole = path.read_bytes()
-    expected, _ = train.load_tensors(path)
-    silent = 0
-    for where in range(0, len(whole), 11):
-        path.write_bytes(whole[:where] + bytes([whole[where] ^ 1]) + whole[where + 1:])
-        try:
-            tensors, _ = train.load_tensors(path)
-        except SystemExit as stop:
-            assert "damaged" in str(stop)
-            continue
-        silent += set(tensors) != set(expected) or any(
-            not torch.equal(tensors[name], expected[name]) for name in expected)
-    assert silent == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(prepared):
@@ -213,27 +278,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(prepared):
     assert "became" in done.stderr.splitlines()[-1] and "--lr" in done.stderr.splitlines()[-1]
 
 
-# --- settings ----------------------------------------------------------------------------------
-
-def test_the_papers_settings():
-    lamo = tasks.configuration("paper/hopper-medium-0.01/lamo/seed2")
-    assert lamo == lamo | {
-        "env": "Hopper-v4", "lm": "gpt2", "steps": 100_000, "warmup": 2_500, "lr": 1e-4, "weight_decay": 1e-5,
-        "batch_size": 64, "context": 20, "lora_rank": 16, "lora_alpha": 32, "dropout": 0.1, "grad_clip": 0.25,
-        "embeddings": "linear", "lm_weight": 0.0, "return_scale": 1000.0, "target_returns": (3600.0, 1800.0),
-        "eval_every": 2_500, "score_window": 8, "episodes": 20, "seed": 2, "ratio": 0.01}
-    dt = tasks.configuration("paper/hopper-medium-0.01/dt/seed2")
-    differs = {key for key in lamo if lamo[key] != dt[key]}
-    assert differs == {"method", "lm", "trunk", "train", "weight_decay", "adam_eps"}
-
+# --- the command line ----------------------------------------------------------------------------------
 
 def test_help_is_instant_and_names_every_setting(kit):
     start = time.time()
     shown = kit("train.py", "--help").stdout
     assert time.time() - start < 2
-    assert all(f"--{name}" in shown for name in tasks.DEFAULTS)
-
-
-def test_an_unknown_method_ends_in_one_line(kit):
-    line = one_line(kit("train.py", "mini/hopper-medium-0.01/nonsense/seed0", check=False))
-    assert "nonsense" in line and "lamo" in line and "dt" in line
+    assert all(f"--{name}" in shown for name in {*tasks.DEFAULTS} - {*settings.NATURE})

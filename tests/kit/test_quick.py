@@ -1,10 +1,5 @@
-"""The quick ways compute what the plain ones do, and bfloat16 what float32 does."""
+"""kit/quick.py: the quick ways compute what the plain ones do, and bfloat16 what float32 does."""
 
-import csv
-import subprocess
-import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,15 +7,11 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import one_line
 
-import benchmark
-import tasks
 import train
-from model import Dropout, attention, build_model, drop, last_mlp
-
-KIT = Path(__file__).parent.parent
-
+from kit.quick import Dropout, attention, drop, last_mlp, pick_device, pick_dtype, quicken
+from kit.settings import configuration
+from model import build_model
 
 # --- dropout -----------------------------------------------------------------------------------
 
@@ -53,7 +44,7 @@ def test_dropout_follows_the_seed_and_the_mode():
 
 def test_a_model_has_no_other_dropout():
     for method in ("lamo", "dt"):
-        model = build_model(tasks.configuration(f"mini/hopper-medium-1/{method}/seed0", dropout=0.1))
+        model = build_model(configuration(f"mini/hopper-medium-1/{method}/seed0", dropout=0.1))
         kinds = {type(m) for m in model.modules() if isinstance(m, nn.Dropout)}
         assert kinds == {Dropout}
         assert model.trunk.config._attn_implementation == "lamo"
@@ -104,7 +95,7 @@ def batch_of(config, B=4, K=6):
 
 
 def test_the_last_mlp_is_left_out_only_where_nobody_reads(monkeypatch):
-    config = tasks.configuration("mini/hopper-medium-1/lamo/seed0")
+    config = configuration("mini/hopper-medium-1/lamo/seed0")
     torch.manual_seed(0)
     model, x = build_model(config).eval(), batch_of(config)
     for module in model.modules():
@@ -118,7 +109,7 @@ def test_the_last_mlp_is_left_out_only_where_nobody_reads(monkeypatch):
     model.language_loss(torch.randint(0, 100, (2, 9)))
     handle.remove()
     assert sizes == [6, 1, 8], "of 17 tokens, of 17 tokens, of all 8 of a text"
-    monkeypatch.setattr("model.last_mlp", lambda trunk: None)
+    monkeypatch.setattr("kit.quick.last_mlp", lambda trunk: None)
     plain = model(**batch_of(config))
     torch.testing.assert_close(quick, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(newest[:, 0], plain[:, -1], rtol=1e-5, atol=1e-6)
@@ -127,7 +118,7 @@ def test_the_last_mlp_is_left_out_only_where_nobody_reads(monkeypatch):
 
 
 def test_the_language_loss_in_parts_is_that_of_the_whole():
-    config = tasks.configuration("mini/kitchen-complete-1/lamo/seed0")
+    config = configuration("mini/kitchen-complete-1/lamo/seed0")
     torch.manual_seed(0)
     model = build_model(config)
     words = model.trunk.get_output_embeddings().weight.shape[0]
@@ -141,11 +132,38 @@ def test_the_language_loss_in_parts_is_that_of_the_whole():
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
+# --- all of it ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method, task", [("lamo", "hopper-medium"), ("dt", "hopper-medium"),
+                                          ("lamo", "kitchen-complete")])
+def test_a_quickened_model_is_the_plain_one(method, task, monkeypatch):
+    """Outputs, losses and gradients, with and without padding; without dropout, whose masks differ."""
+    config, found = configuration(f"mini/{task}-1/{method}/seed0"), []
+    for quick in (lambda model: None, quicken):
+        monkeypatch.setattr("model.quicken", quick)
+        torch.manual_seed(0)
+        model = build_model(config)
+        assert (model.trunk.config._attn_implementation == "lamo") == (quick is quicken)
+        x = batch_of(config)
+        mask = torch.ones(4, 6)
+        mask[1, 4:] = 0
+        read = model(**x, attention_mask=mask)[mask.bool()]
+        loss = read.square().sum()
+        if method == "lamo":
+            loss = loss + model.language_loss(torch.arange(80).reshape(2, 40))
+        loss.backward()
+        gradients = [p.grad for p in train.trainable(model).values() if p.grad is not None]
+        found.append([read, model(**x), loss, *gradients])
+    assert len(found[0]) == len(found[1]) > 10
+    for plain, quick in zip(*found, strict=True):
+        torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
+
+
 # --- bfloat16 ----------------------------------------------------------------------------------
 
 def curve(method, dtype, steps=50, task="hopper-medium"):
     """Losses of 50 steps on rows that stand for a dataset, from the same start."""
-    config = tasks.configuration(f"mini/{task}-1/{method}/seed0", dtype=dtype, batch_size=16, warmup=10,
+    config = configuration(f"mini/{task}-1/{method}/seed0", dtype=dtype, batch_size=16, warmup=10,
                                  lr=3e-4, context=10)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -179,75 +197,19 @@ def test_bfloat16_keeps_the_loss_curve(method, task):
 
 def test_auto_is_bfloat16_where_that_is_fast(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert train.pick_dtype("bfloat16", cpu) == "bfloat16" and train.pick_dtype("float32", cuda) == "float32"
+    assert pick_dtype("bfloat16", cpu) == "bfloat16" and pick_dtype("float32", cuda) == "float32"
     for has in (True, False):
         wanted = "bfloat16" if has else "float32"
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
-        assert train.pick_dtype("auto", cpu) == wanted
+        assert pick_dtype("auto", cpu) == wanted
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
-        assert train.pick_dtype("auto", cuda) == wanted
-    assert train.pick_dtype("auto", torch.device("mps")) == "float32"
+        assert pick_dtype("auto", cuda) == wanted
+    assert pick_dtype("auto", torch.device("mps")) == "float32"
 
 
-# --- sizes and times ---------------------------------------------------------------------------
-
-def test_a_batch_takes_as_long_from_a_million_steps():
-    """No bound on seconds, which a busy machine breaks; it must not grow with the data."""
-    config = tasks.configuration("mini/hopper-medium-1/dt/seed0")
-
-    def seconds(rows):
-        arrays, ends = benchmark.dataset(rows, config)
-        rng, best = np.random.default_rng(0), 1.0
-        for _ in range(30):
-            start = time.perf_counter()
-            for _ in range(10):
-                train.sample_batch(arrays, ends, rng, 64, 20)
-            best = min(best, (time.perf_counter() - start) / 10)
-        return best
-
-    assert seconds(1_000_000) < 10 * seconds(10_000)
-
-
-@pytest.mark.parametrize("script", sorted({*benchmark.SCRIPTS} - {"lora.py"}))  # its options are few and last
-def test_help_needs_no_heavy_package(script):
-    """--help within half a second: what takes seconds to import is imported after the arguments are known."""
-    code = (f"import sys, runpy; sys.argv = [{script!r}, '--help']\n"
-            f"try: runpy.run_path({str(KIT / script)!r}, run_name='__main__')\n"
-            "except SystemExit as end: assert not end.code\n"
-            "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=KIT)
-    assert result.returncode == 0, result.stderr[-300:]
-    assert "usage" in result.stdout
-
-
-# --- benchmark.py ------------------------------------------------------------------------------
-
-def test_the_benchmark_measures_and_writes_its_rows(kit):
-    result = kit("benchmark.py", "--only", "batches", "--repeats", "5")
-    with open(kit.folder / "results" / "benchmark.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == ["64 x 20 of 10,000 steps", "64 x 20 of 1,000,000 steps"]
-    for row in rows:
-        assert tuple(row) == benchmark.COLUMNS
-        assert 0 < float(row["low"]) <= float(row["median"]) <= float(row["high"]) < 100
-        assert row["repeats"] == "5" and float(row["peak_gb"]) > 0.1 and row["machine"] and row["code"]
-        assert f"{row['median']} [{row['low']}, {row['high']}] ms" in result.stdout
-    line = one_line(kit("benchmark.py", "--only", "nonsense", check=False))
-    assert "nonsense" in line and "batches" in line
-
-
-def test_the_table_says_what_it_compares():
-    common = dict.fromkeys(benchmark.COLUMNS, "") | {
-        "low": "1", "high": "9", "repeats": "5", "peak_gb": "1.00", "dtype": "float32", "machine": "X"}
-    rows = [common | {"group": "machine", "name": "product, float32", "median": "100", "unit": "GFLOP/s"},
-            common | {"group": "g", "name": "kit", "median": "2", "unit": "s", "useful_gflops": "50"},
-            common | {"group": "g", "name": "peer", "median": "5", "unit": "s", "useful_gflops": "20"}]
-    text = benchmark.section(rows)
-    assert "50 % of float32" in text and "| 2.50 x |" in text
-    assert "not in this run" in text and "35.2 s" in text
-
-
-def test_the_readme_says_what_was_measured():
-    rows = benchmark.read_results(benchmark.RECORD)
-    assert benchmark.section(rows) in (KIT / "README.md").read_text()
-    assert {row["group"] for row in rows} == {row[0] for row in benchmark.ROWS}, "all of it was measured"
+def test_auto_is_the_fastest_device_there_is(monkeypatch):
+    for cuda, mps, wanted in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert pick_device("auto") == torch.device(wanted)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)

@@ -16,11 +16,14 @@ import plot
 import prepare_data
 import tasks
 import train
+from kit import settings
 
 SETTINGS = {"steps": 2, "eval_every": 2, "log_every": 1, "batch_size": 3, "context": 4, "episodes": 1,
             "lm_block": 16}
 # two short episodes each, whatever they earn; the rest of every row stays
-EPISODES = {"horizon": 25, "trajectories": 2, "minimum_return": -1e9, "max_timestep": 30}
+EPISODES = {"horizon": 25, "trajectories": 2, "minimum_return": -1e9, "max_timestep": 60}
+
+
 def results(folder, cell):
     with open(folder / f"results/{cell}.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -44,13 +47,13 @@ def stages(tmp_path, monkeypatch, capsys):
         prepare_data.prepare_text(prepare_data.OPTIONS.parse_args(
             [f"{cell.split('/')[0]}/text", "--text", "text.txt", "--lm", lm]))
         for method in methods:
-            baseline = tasks.is_baseline(method)
-            settings = SETTINGS if baseline or lm == "mini" else SETTINGS | {"lm": lm}
-            (baselines if baseline else train).train(f"{cell}/{method}/seed0", "cpu", **settings)
+            baseline = settings.is_baseline(method)
+            changed = SETTINGS if baseline or lm == "mini" else SETTINGS | {"lm": lm}
+            (baselines if baseline else train).train(f"{cell}/{method}/seed0", "cpu", **changed)
             evaluate.evaluate(f"{cell}/{method}/seed0", "cpu")
         evaluate.collect(cell)
         capsys.readouterr()
-        plot.main(cell, False)
+        plot.main(plot.OPTIONS.parse_args([cell]))
         return capsys.readouterr().out
 
     run.folder = tmp_path
@@ -60,21 +63,21 @@ def stages(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_every_task_goes_through_every_stage(stages, task):
     cell = f"mini/{task}-1"
-    methods = [method for method in EVERY if not tasks.missing(task, method)]
+    methods = [method for method in EVERY if not settings.missing(task, method)]
     out, tmp_path = stages(cell, methods), stages.folder
 
     published = plot.paper_scores(task, 1.0)
     for method in methods:  # one table with all of them beside the paper's column
         line, = (line for line in out.splitlines() if line.split(" ")[0] == method)
         assert line.endswith(published[method]), line
-        assert ("no targets" in line) == tasks.is_baseline(method)
+        assert ("no targets" in line) == settings.is_baseline(method)
     assert "data mean" in out and "the paper*" in out
     assert (tmp_path / f"figures/{cell}.png").stat().st_size > 10_000
     rows = results(tmp_path, cell)
-    config = tasks.configuration(f"{cell}/lamo/seed0")
+    config = settings.configuration(f"{cell}/lamo/seed0")
     targets = {f"{target:g}" for target in config["target_returns"]}
-    assert {r["target_return"] for r in rows if not tasks.is_baseline(r["method"])} == targets
-    assert {r["target_return"] for r in rows if tasks.is_baseline(r["method"])} == {""}
+    assert {r["target_return"] for r in rows if not settings.is_baseline(r["method"])} == targets
+    assert {r["target_return"] for r in rows if settings.is_baseline(r["method"])} == {""}
     assert {r["task"] for r in rows} == {task} and {r["method"] for r in rows} == set(methods)
     assert {r["lm"].split("@")[0] for r in rows} == {"mini", "none"}
     assert all(0 < int(r["length"]) <= 25 for r in rows)
@@ -100,8 +103,13 @@ def test_the_paper_profile_on_the_kitchens_file(stages, tiny_gpt2):
     assert path.name in out and "100 all four" in out
     configs = [json.loads((stages.folder / f"runs/{cell}/{m}/seed0/config.json").read_text())
                for m in ("lamo", "lamo-released")]
-    assert [(c["kitchen_reward"], c["lm_positions"], c["data"] == configs[0]["data"]) for c in configs] == [
-        ("sparse", True, True), ("dataset", False, True)]
+    assert [(c["released"], c["dropout"], c["data"] == configs[0]["data"]) for c in configs] == [
+        (False, 0.1, True), (True, 0.1, True)]
+    logs = []  # the released code counts rewards and places text otherwise
+    for method in ("lamo", "lamo-released"):
+        with open(stages.folder / f"runs/{cell}/{method}/seed0/train.csv", newline="") as file:
+            logs.append(next(csv.DictReader(file)))
+    assert all(logs[0][name] != logs[1][name] for name in ("action_loss", "language_loss"))
     rows = results(stages.folder, cell)
     assert {r["data_score"] for r in rows} == {"100.0000"}     # four sub-tasks a demonstration, not a count
 
@@ -113,53 +121,5 @@ def test_the_paper_profile_on_dqn_replay(stages, tiny_gpt2):
     assert "dqn-replay-Breakout-1-10@" in out and "100 a human" in out and "data mean" not in out
     configs = [json.loads((stages.folder / f"runs/{cell}/{m}/seed0/config.json").read_text())
                for m in ("lamo", "lamo-released")]
-    assert [(c["schedule"], c["squash_logits"], c["returns"], c["dropout"]) for c in configs] == [
-        ("cosine", False, "inclusive", 0.1), ("tokens", True, "exclusive", 0.0)]
+    assert [(c["released"], c["dropout"]) for c in configs] == [(False, 0.1), (True, 0.0)]
     assert {r["data_score"] for r in results(stages.folder, cell)} == {""}
-
-
-def test_a_released_variant_is_refused_where_it_would_be_plain_lamo():
-    with pytest.raises(SystemExit, match="lamo-released would be plain lamo"):
-        tasks.configuration("mini/hopper-medium-1/lamo-released/seed0")
-
-
-def test_every_method_states_what_differs():
-    """A method's configuration is LaMo's but for its own settings, on every task that has it."""
-    wanted = {"lamo-random": {"trunk"}, "lamo-random-corpus": {"lm"}, "lamo-early": {"lm"},
-              "lamo-linear": {"embeddings"}, "lamo-mlp": {"embeddings"}, "lamo-full": {"train"},
-              "lamo-frozen": {"train", "lm_weight"}, "lamo-lm0": {"lm_weight"}, "lamo-lm0.1": {"lm_weight"},
-              "lamo-lm1": {"lm_weight"}, "lamo-rank4": {"lora_rank", "lora_alpha"},
-              "lamo-rank64": {"lora_rank", "lora_alpha"}, "lamo-medium": {"lm"}, "lamo-smollm2": {"lm"},
-              "wiki": {"train", "embeddings", "weight_decay", "lm_weight"}}
-    for task in tasks.TASKS:
-        lamo = tasks.configuration(f"paper/{task}-1/lamo/seed0")
-        for method, settings in wanted.items():
-            config = tasks.configuration(f"paper/{task}-1/{method}/seed0")
-            differs = {name for name in config if config[name] != lamo[name]} - {"method"}
-            assert differs <= settings and set(config) == set(lamo), (task, method, differs)
-            scale = config["lora_alpha"] / config["lora_rank"]
-            assert scale == lamo["lora_alpha"] / lamo["lora_rank"]
-        for method in ("bc", "td3bc", "iql", "cql"):
-            if not tasks.missing(task, method):
-                config = tasks.configuration(f"paper/{task}-1/{method}/seed0", lora_rank=8, discount=0.5)
-                assert not set(config) & set(tasks.SEQUENCE) and config["discount"] == 0.5
-
-
-def test_the_papers_settings_of_the_baselines():
-    def of(method, task):
-        return tasks.configuration(f"paper/{task}-1/{method}/seed0")
-
-    td3bc = of("td3bc", "halfcheetah-medium")
-    assert td3bc == td3bc | {"batch_size": 256, "lr": 3e-4, "discount": 0.99, "target_rate": 0.005,
-                             "bc_alpha": 2.5, "policy_noise": 0.2, "noise_clip": 0.5, "policy_every": 2,
-                             "steps": 100_000, "eval_every": 2_500, "normalize_rewards": False}
-    iql = [of("iql", task) for task in ("hopper-medium", "walker2d-medium", "kitchen-partial")]
-    assert [(c["deterministic"], c["normalize_rewards"], c["target_rate"], c["beta"], c["actor_dropout"])
-            for c in iql] == [(True, True, 0.001, 3.0, 0.0), (False, False, 0.005, 3.0, 0.0),
-                              (False, False, 0.005, 0.5, 0.1)]
-    cql = of("cql", "hopper-medium")
-    assert cql == cql | {"hidden_layers": 3, "actor_lr": 3e-5, "lr": 3e-4, "cql_alpha": 10.0,
-                         "cql_actions": 10, "normalize_rewards": True}
-    discrete = of("cql", "qbert-medium")
-    assert discrete == discrete | {"lr": 6.25e-5, "batch_size": 32, "cql_alpha": 1.0, "target_every": 8_000}
-    assert not of("cql", "walker2d-medium")["normalize_rewards"]

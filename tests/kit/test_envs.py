@@ -1,5 +1,5 @@
-"""envs.py: every row of tasks.py against its environment; Reacher2d, the kitchen's adapter, Atari's frames;
-and the MuJoCo environments against recorded transitions."""
+"""kit/envs.py: every row of tasks.py against its environment; Reacher2d, the kitchen's adapter, Atari's
+frames; and the MuJoCo environments against recorded transitions."""
 
 import os
 from pathlib import Path
@@ -10,35 +10,36 @@ import numpy as np
 import pytest
 import torch
 
-import envs
-import prepare_data
-import tasks
 import train
+from kit import envs
+from kit.settings import configuration
+from sources.d4rl import kitchen_rewards, reference
+from tasks import TASKS
 
-CONFIGS = {task: tasks.configuration(f"mini/{task}-1/lamo/seed0") for task in tasks.TASKS}
+CONFIGS = {task: configuration(f"mini/{task}-1/lamo/seed0") for task in TASKS}
 
 
-@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_a_row_of_the_table_is_its_environment(task):
     config = CONFIGS[task]
     env = envs.make_env(config)
     observation, _ = env.reset(seed=0)
-    wanted = config["state_dim"] if config["suite"] == "atari" else (config["state_dim"],)
+    wanted = config["state_dim"] if config["pixels"] else (config["state_dim"],)
     assert observation.shape == env.observation_space.shape == wanted
-    if config["suite"] == "atari":
+    if config["pixels"]:
         assert env.action_space == gym.spaces.Discrete(config["action_dim"])
     else:
         assert env.action_space.shape == (config["action_dim"],)
         assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
     # the horizon is the environment's own limit, in the agent's steps
-    low, high = prepare_data.reference(config)
+    low, high = reference(config)
     assert low < high
     limits = [layer._max_episode_steps for layer in layers(env) if isinstance(layer, gym.wrappers.TimeLimit)]
     assert limits == [config["horizon"]]
     assert config["max_timestep"] >= config["horizon"]
     again = envs.make_env(config).reset(seed=0)[0]
     assert np.array_equal(observation, again)
-    assert not np.array_equal(observation, env.reset(seed=1)[0]) or config["suite"] == "atari"
+    assert not np.array_equal(observation, env.reset(seed=1)[0]) or config["pixels"]
 
 
 def layers(env):
@@ -59,12 +60,12 @@ def test_an_episode_is_cut_at_the_horizon(name, horizon):
 
 def test_reference_scores_are_the_published_ones():
     """Mnih et al. 2015 for Atari (SPEC of the paper: table 5), d4rl's infos.py elsewhere."""
-    assert [prepare_data.reference(CONFIGS[f"{game}-medium"]) for game in ("breakout", "qbert", "pong")] == [
+    assert [reference(CONFIGS[f"{game}-medium"]) for game in ("breakout", "qbert", "pong")] == [
         (1.70, 31.80), (163.90, 13455.00), (-20.70, 9.30)]
-    assert prepare_data.reference(CONFIGS["halfcheetah-medium"]) == (-280.178953, 12135.0)
-    assert prepare_data.reference(CONFIGS["walker2d-medium"]) == (1.629008, 4592.3)
-    assert prepare_data.reference(CONFIGS["kitchen-partial"]) == (0.0, 4.0)
-    assert prepare_data.reference(CONFIGS["reacher2d-medium"]) == (0.0, 100.0)
+    assert reference(CONFIGS["halfcheetah-medium"]) == (-280.178953, 12135.0)
+    assert reference(CONFIGS["walker2d-medium"]) == (1.629008, 4592.3)
+    assert reference(CONFIGS["kitchen-partial"]) == (0.0, 4.0)
+    assert reference(CONFIGS["reacher2d-medium"]) == (0.0, 100.0)
 
 
 # --- Reacher2d ---------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_the_kitchens_rewards_of_a_recording():
     last = rows[[4, 6]].copy()
     last[0, 19] = 0.37          # the slide cabinet shows only in what followed the first episode
     data = {"observations": rows, "offsets": np.array([0, 5, 7]), "last_observations": last}
-    assert prepare_data.kitchen_rewards(data).tolist() == [0, 1, 0, 0, 1, 1, 0]
+    assert kitchen_rewards(data).tolist() == [0, 1, 0, 0, 1, 1, 0]
 
 
 # --- Atari -------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_stacks_built_from_single_frames_are_the_environments():
 RECORDINGS = [(task, name, folder) for task, name in (
     ("hopper-medium", "hopper_medium-v2.hdf5"), ("halfcheetah-medium", "halfcheetah_medium-v2.hdf5"),
     ("walker2d-medium", "walker2d_medium-v2.hdf5"))
-    for folder in (Path(__file__).parent / "fidelity", Path(os.environ.get("D4RL_DIR", "/nowhere")))]
+    for folder in (Path(__file__).parent.parent / "fidelity", Path(os.environ.get("D4RL_DIR", "/nowhere")))]
 
 
 @pytest.mark.parametrize("task, name, folder", RECORDINGS, ids=lambda value: getattr(value, "name", value))

@@ -1,0 +1,254 @@
+"""kit/artifacts.py: what is written is whole, and what is damaged is refused, wherever the damage is."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_cell
+
+from kit import artifacts
+
+
+@pytest.fixture
+def cell(tmp_path):
+    """(path, arrays, provenance) of a dataset of three episodes."""
+    arrays, provenance = save_cell(tmp_path, "paper/hopper-medium-0.1", episodes=3)
+    return tmp_path / "data/paper/hopper-medium-0.1.npz", arrays, provenance
+
+
+def flipped(whole, where):
+    return whole[:where] + bytes([whole[where] ^ 255]) + whole[where + 1:]
+
+
+# --- writing whole -----------------------------------------------------------------------------
+
+def test_nothing_is_left_behind_when_writing_fails(tmp_path):
+    def write(part):
+        part.write_bytes(b"half")
+        raise OSError("disk full")
+    path = tmp_path / "a.npz"
+    with pytest.raises(OSError):
+        artifacts.write_whole(path, write)
+    assert list(tmp_path.iterdir()) == []
+    artifacts.write_whole(path, lambda part: part.write_bytes(b"old"))
+    with pytest.raises(OSError):
+        artifacts.write_whole(path, write)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / name for name in ("final.safetensors", "eval.1a2b3c4d.part.csv")]
+    for path in [*kept, tmp_path / ".final.123.part.safetensors"]:
+        path.write_bytes(b"x")
+    artifacts.remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_paths():
+    assert artifacts.dataset_path("mini/hopper-medium-0.01").as_posix() == "data/mini/hopper-medium-0.01.npz"
+    assert artifacts.text_path("mini", "1a2b").as_posix() == "data/mini/text-1a2b.npz"
+    assert artifacts.run_folder("mini/x-1/lamo/seed0").as_posix() == "runs/mini/x-1/lamo/seed0"
+    assert artifacts.results_path("mini/x-1").as_posix() == "results/mini/x-1.csv"
+    assert artifacts.figure_path("mini/x-1").as_posix() == "figures/mini/x-1.png"
+
+
+def test_checkpoints_come_in_the_order_of_their_steps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = "mini/hopper-medium-1/lamo/seed0"
+    folder = artifacts.run_folder(run)
+    folder.mkdir(parents=True)
+    for name in ("step-0100000", "step-0002500", "state"):
+        (folder / f"{name}.safetensors").touch()
+    with pytest.raises(SystemExit, match="no finished run; make it: make hopper-medium-1, or: python train"):
+        artifacts.checkpoint_paths(run)
+    (folder / "final.safetensors").touch()
+    found = artifacts.checkpoint_paths(run)
+    assert [path.stem for path in found] == ["step-0002500", "step-0100000", "final"]
+
+
+# --- arrays ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_damaged_dataset_is_refused_wherever_it_is_cut_or_flipped(cell, compress):
+    path, arrays, provenance = cell
+    artifacts.save_arrays(path, provenance, arrays, compress)
+    whole = path.read_bytes()
+    expected = artifacts.load_dataset(path)
+    assert expected[1] == provenance | {"sha256": artifacts.arrays_digest(arrays)}
+    rng, refused = np.random.default_rng(0), 0
+    for where in rng.integers(0, len(whole), 60):
+        path.write_bytes(whole[:where])
+        with pytest.raises(SystemExit, match="medium-0.1.npz is damaged .*; delete it and make it again"):
+            artifacts.load_dataset(path)
+    for where in range(0, len(whole), 17):
+        path.write_bytes(flipped(whole, where))
+        try:
+            data, said = artifacts.load_dataset(path)
+        except SystemExit as stop:
+            assert "\n" not in str(stop)
+            refused += 1
+            continue
+        # a flip that is not refused fell on bytes that zip does not read
+        assert said == expected[1] and set(data) == set(arrays)
+        assert all(np.array_equal(data[name], array, equal_nan=True) for name, array in arrays.items())
+    assert refused > 0.9 * len(whole) / 17
+
+
+def test_equal_arrays_give_equal_bytes(cell, tmp_path):
+    path, arrays, provenance = cell
+    for compress in (False, True):
+        artifacts.save_arrays(tmp_path / "a.npz", provenance, arrays, compress)
+        artifacts.save_arrays(tmp_path / "b.npz", provenance, arrays, compress)
+        assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+        assert (path.read_bytes() == (tmp_path / "a.npz").read_bytes()) == (not compress)
+
+
+def test_the_digest_knows_names_types_shapes_and_values():
+    arrays = {"a": np.arange(6, dtype=np.int64), "b": np.zeros(2, np.float32)}
+    same = {"b": np.zeros(2, np.float32), "a": np.arange(12)[::2] // 2}
+    others = [{"a": arrays["b"], "b": arrays["a"]}, arrays | {"a": arrays["a"].reshape(2, 3)},
+              arrays | {"b": np.zeros(1, np.int64)}, arrays | {"a": arrays["a"] + 1}, {"a": arrays["a"]}]
+    digests = [artifacts.arrays_digest(one) for one in (arrays, same, *others)]
+    assert digests[0] == digests[1] and len(set(digests)) == 1 + len(others)
+
+
+@pytest.mark.parametrize("name, change", [
+    ("offsets", lambda x: x[:-1]), ("offsets", lambda x: x[[0, 2, 1, 3]]), ("offsets", lambda x: x[:1]),
+    ("offsets", lambda x: np.append(1, x[1:])), ("actions", lambda x: x[:-1]), ("terminals", lambda x: x[1:]),
+    ("last_observations", lambda x: x[:-1]), ("rewards", lambda x: x * np.nan),
+    ("observations", lambda x: np.where(x > 2, np.inf, x))])
+def test_arrays_that_do_not_fit_together_are_refused(cell, name, change):
+    path, arrays, provenance = cell
+    artifacts.save_arrays(path, provenance, arrays | {name: change(arrays[name])})
+    with pytest.raises(SystemExit, match="medium-0.1.npz is inconsistent; delete it and make it again"):
+        artifacts.load_dataset(path)
+
+
+def test_what_followed_the_last_action_may_be_unknown(cell):
+    path, arrays, provenance = cell
+    arrays["last_observations"][1] = np.nan
+    artifacts.save_arrays(path, provenance, arrays)
+    assert np.isnan(artifacts.load_dataset(path)[0]["last_observations"][1]).all()
+
+
+def test_files_that_are_missing_or_another_kind_say_what_to_do(cell, tmp_path):
+    path, arrays, provenance = cell
+    for name, command in (("mini/hopper-medium-0.01", "prepare_data.py mini/hopper-medium-0.01"),
+                          ("mini/text-1a2b", "prepare_data.py mini/text --lm")):
+        with pytest.raises(SystemExit, match=f"is not there; make it with: python {command}"):
+            artifacts.load_arrays(tmp_path / f"data/{name}.npz", ("tokens",))
+    with pytest.raises(SystemExit, match="it has no tokens"):
+        artifacts.load_arrays(path, ("tokens",))
+    np.savez(path, provenance=np.array(json.dumps(provenance)), **arrays)  # as anybody writes one
+    with pytest.raises(SystemExit, match="KeyError: 'sha256'"):
+        artifacts.load_dataset(path)
+    np.savez(path, provenance=np.array([{}], object), **arrays)
+    with pytest.raises(SystemExit, match="damaged"):  # a pickle, which is never loaded
+        artifacts.load_dataset(path)
+    with pytest.raises(SystemExit, match="damaged"):
+        artifacts.load_provenance(path)
+
+
+def test_the_provenance_is_read_alone(cell):
+    path, arrays, provenance = cell
+    assert artifacts.load_provenance(path) == provenance | {"sha256": artifacts.arrays_digest(arrays)}
+    path.write_bytes(b"no zip")
+    with pytest.raises(SystemExit, match="hopper-medium-0.1.npz is damaged"):
+        artifacts.load_provenance(path)
+
+
+# --- tensors -----------------------------------------------------------------------------------
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "a.safetensors"
+    artifacts.save_tensors(path, {"x": torch.randn(50, 7), "y": torch.randn(3)}, run="mini/x", step=1234)
+    whole = path.read_bytes()
+    expected, metadata = artifacts.load_tensors(path)
+    assert (metadata["run"], metadata["step"]) == ("mini/x", 1234)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for where in [*range(header), *range(header, len(whole), 9)]:
+        path.write_bytes(whole[:where] + bytes([whole[where] ^ 1]) + whole[where + 1:])
+        try:
+            tensors, said = artifacts.load_tensors(path)
+        except SystemExit as stop:
+            assert "a.safetensors is damaged" in str(stop) and "\n" not in str(stop)
+            continue
+        assert said == metadata and set(tensors) == set(expected), f"byte {where}"
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    for where in range(0, len(whole), 13):
+        path.write_bytes(whole[:where])
+        with pytest.raises(SystemExit, match="damaged"):
+            artifacts.load_tensors(path)
+
+
+def test_equal_tensors_give_equal_bytes(tmp_path):
+    tensors = {"x": torch.arange(6.0).reshape(2, 3).T, "step": torch.tensor(3.0), "ids": torch.arange(3)}
+    for name in ("a", "b"):
+        artifacts.save_tensors(tmp_path / f"{name}.safetensors", tensors, step=3, run="r")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    found, _ = artifacts.load_tensors(tmp_path / "a.safetensors")
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+               for name, tensor in tensors.items())
+
+
+# --- JSON and CSV ------------------------------------------------------------------------------
+
+def test_json_that_is_no_object_is_one_line(tmp_path):
+    path = tmp_path / "config.json"
+    artifacts.write_json(path, {"a": [1, None]})
+    assert artifacts.read_json(path, "remedy") == {"a": [1, None]}
+    for content in (b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(SystemExit, match="config.json is not readable .*; the remedy") as stop:
+            artifacts.read_json(path, "the remedy")
+        assert "\n" not in str(stop.value)
+    path.unlink()
+    with pytest.raises(SystemExit, match="not readable"):
+        artifacts.read_json(path, "the remedy")
+
+
+def test_a_runs_config_that_is_damaged_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = artifacts.run_folder("mini/x-1/dt/seed0")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"seed": 0')
+    with pytest.raises(SystemExit, match="runs/mini/x-1/dt/seed0/config.json is not readable .* train"):
+        artifacts.load_config("mini/x-1/dt/seed0")
+
+
+def test_csv_comes_back_and_a_cut_one_is_one_line(tmp_path):
+    path = tmp_path / "eval.csv"
+    rows = [{"step": "1", "return": "2.5", "more": ""}, {"step": "2", "return": "3,5", "more": "x"}]
+    artifacts.write_csv(path, ("step", "return", "more"), rows)
+    assert artifacts.read_csv(path, ("step", "return")) == rows
+    whole = path.read_bytes()
+    cut = whole[:whole.index(b"2.5")]
+    for content in (b"", cut, whole + b"3,1,2,3\n", whole + b"3\n", whole.replace(b"return", b"retorn"),
+                    b"return,step\n1,2\n", whole.replace(b"2.5", b"\xff")):
+        path.write_bytes(content)
+        with pytest.raises(SystemExit, match="eval.csv is not readable .*; delete it and make it") as stop:
+            artifacts.read_csv(path, ("step", "return"))
+        assert "\n" not in str(stop.value)
+    path.unlink()
+    with pytest.raises(SystemExit, match="not readable"):
+        artifacts.read_csv(path, ("step", "return"))
+
+
+def test_a_log_averages_what_was_added_and_keeps_a_resumed_runs_rows(tmp_path):
+    path = tmp_path / "train.csv"
+    log = artifacts.Log(path, 0)
+    log.add({"loss": 1.0, "lr": 0.1})
+    log.add({"loss": 2.0, "lr": 0.2, "actor_loss": 5.0})  # which not every step has
+    log.row(2)
+    log.add({"loss": 1 / 3, "lr": 0.3})
+    log.row(4)
+    log.save()
+    assert path.read_text() == "step,loss,lr,actor_loss\n2,1.5,0.2,5\n4,0.333333,0.3,\n"
+    again = artifacts.Log(path, 2)  # resumed from a checkpoint at step 2
+    again.add({"loss": 7.0, "lr": 0.3, "actor_loss": 1.0})
+    again.row(4)
+    again.save()
+    assert path.read_text() == "step,loss,lr,actor_loss\n2,1.5,0.2,5\n4,7,0.3,1\n"
+    assert artifacts.Log(path, 0).rows == [] and artifacts.Log(tmp_path / "none.csv", 3).rows == []

@@ -1,0 +1,304 @@
+"""kit/language_models.py: any causal LM as a trunk (four families in the hub's format and a GGUF file), its
+name by digest, and what is refused."""
+
+import importlib.util
+import json
+import shutil
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from conftest import one_line, save_cell, tiny_families
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
+
+import evaluate
+import train
+from kit import artifacts
+from kit.language_models import language_model_id, load_language_model, load_trunk
+from kit.settings import configuration
+from lora import TARGETS, LoRA
+from model import build_model
+from train import trainable
+
+B, K, S, A, V = 3, 6, 11, 3, 300
+
+
+def config_of(folder, method="lamo", **changed):
+    return configuration(f"paper/halfcheetah-medium-1/{method}/seed0", lm=str(folder), lora_rank=4,
+                               lora_alpha=8, **changed) | {"state_dim": S, "action_dim": A}
+
+
+def inputs(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return {"states": torch.randn(B, K, S, generator=g), "actions": torch.randn(B, K, A, generator=g),
+            "returns_to_go": torch.randn(B, K, 1, generator=g), "timesteps": torch.arange(K).repeat(B, 1)}
+
+
+def loras(model):
+    return [layer for layer in model.modules() if isinstance(layer, LoRA)]
+
+
+def wake(model):
+    """LoRA as after training: B and the biases have moved."""
+    for layer in loras(model):
+        nn.init.normal_(layer.lora_B, std=0.3)
+        if layer.base.bias is not None:
+            layer.base.bias.data += torch.randn_like(layer.base.bias) * 0.1
+    return model
+
+
+@torch.no_grad()
+def test_lora_changes_nothing_at_the_start(tiny_lm):
+    torch.manual_seed(1)
+    ids = torch.randint(0, V, (2, 9))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_lm).eval()
+    adapted = build_model(config_of(tiny_lm)).eval()
+    torch.testing.assert_close(adapted.trunk(input_ids=ids).logits, plain(input_ids=ids).logits)
+    layers = loras(adapted)
+    assert len(layers) == 2 * (3 if "opt" in tiny_lm.name or "llama" in tiny_lm.name else 1)
+    assert all(layer.lora_A.abs().sum() > 0 and (layer.lora_B == 0).all() for layer in layers)
+    wake(adapted)
+    assert not torch.allclose(adapted.trunk(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-3)
+
+
+@torch.no_grad()
+def test_positions_reach_the_text_and_not_the_trajectory(tiny_lm):
+    """Left padding shifts every position, and changes nothing; the text's loss is that of the family."""
+    model = wake(build_model(config_of(tiny_lm)).eval())
+    x, length = inputs(), 4
+    alone = model(**{name: value[:, :length] for name, value in x.items()})
+    padded = {name: torch.cat([value[:, length:], value[:, :length]], 1) for name, value in x.items()}
+    mask = torch.zeros(B, K)
+    mask[:, K - length:] = 1
+    torch.testing.assert_close(model(**padded, attention_mask=mask)[:, K - length:], alone,
+                               rtol=1e-4, atol=1e-5)
+    ids = torch.randint(0, V, (2, 16), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.language_loss(ids), model.trunk(input_ids=ids, labels=ids).loss)
+    if "neox" not in tiny_lm.name and "llama" not in tiny_lm.name:  # tables, not rotations
+        assert (model.language_loss(ids, positions=False) - model.language_loss(ids)).abs() > 1e-4
+
+
+@torch.no_grad()
+def test_a_prediction_depends_on_the_past_alone(tiny_lm):
+    model, x = wake(build_model(config_of(tiny_lm)).eval()), inputs()
+    before = model(**x)
+    for t in range(K):
+        changed = x | {"states": x["states"].clone()}
+        changed["states"][:, t] += 1.0
+        moved = (model(**changed) - before).abs().amax((0, 2)) > 1e-7
+        assert not moved[:t].any() and moved[t:].all()
+
+
+@pytest.mark.parametrize("method", ["lamo", "lamo-frozen", "lamo-full", "wiki", "lamo-random"])
+def test_gradients_reach_only_what_trains(tiny_lm, method):
+    model = wake(build_model(config_of(tiny_lm, method)))
+    model(**inputs()).square().mean().backward()
+    for name, p in model.named_parameters():
+        if not name.startswith("trunk."):
+            trains = True
+        elif method in ("lamo", "lamo-random"):
+            attention = any(part in name for part in TARGETS)
+            trains = "lora_" in name or attention and name.endswith("base.bias")
+        else:  # tables of words and positions, which no trajectory reads, stay as they are
+            tables = ("wte", "wpe", "embed_in", "embed_tokens", "embed_positions", "lm_head", "embed_out")
+            trains = method != "lamo-frozen" and not any(table in name for table in tables)
+        assert p.requires_grad == trains, name
+        # a bias of the keys shifts a row of the softmax as a whole, and so has none
+        reached = p.grad is not None and p.grad.abs().sum() > 0
+        assert reached == trains or "k_proj" in name and name.endswith("bias"), name
+    if method == "wiki":
+        assert isinstance(model.predict_action, nn.Sequential) and isinstance(model.embed_state, nn.Linear)
+
+
+def test_random_weights_have_the_shape_and_nothing_else(tiny_lm):
+    torch.manual_seed(3)  # not the tiny_lm's
+    config = config_of(tiny_lm, "lamo-random")
+    model, pretrained = build_model(config), load_language_model(str(tiny_lm), 0.0)
+    assert language_model_id(config, model.trunk) == f"random-{tiny_lm.name}"
+    shapes = {tuple(p.shape) for p in pretrained.parameters()}
+    assert {tuple(p.shape) for name, p in model.trunk.named_parameters() if "lora" not in name} == shapes
+    table = model.trunk.get_input_embeddings().weight
+    assert not torch.equal(table, pretrained.get_input_embeddings().weight)
+    assert not table.requires_grad and 0.015 < table.std() < 0.025
+
+
+@torch.no_grad()
+def test_saved_and_loaded_they_act_alike(tiny_lm, tmp_path):
+    config = config_of(tiny_lm)
+    torch.manual_seed(0)
+    model = wake(build_model(config).eval())
+    artifacts.save_tensors(tmp_path / "x.safetensors", trainable(model), run="x", step=1)
+    torch.manual_seed(1)
+    other = build_model(config).eval()
+    assert not torch.equal(other(**inputs()), model(**inputs()))
+    tensors, _ = artifacts.load_tensors(tmp_path / "x.safetensors")
+    for name, p in trainable(other).items():
+        p.copy_(tensors[name])
+    assert torch.equal(other(**inputs()), model(**inputs()))
+
+
+@torch.no_grad()
+def test_the_last_mlp_may_be_left_out_where_nobody_reads(tiny_lm, monkeypatch):
+    model, x = wake(build_model(config_of(tiny_lm)).eval()), inputs()
+    quick = model(**x)
+    monkeypatch.setattr("kit.quick.last_mlp", lambda trunk: None)
+    torch.testing.assert_close(quick, model(**x), rtol=1e-5, atol=1e-6)
+
+
+def logits(trunk):
+    ids = torch.randint(0, V, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return trunk.eval()(input_ids=ids).logits
+
+
+# --- another language model than the one trained on --------------------------------------------
+
+RUN = "paper/hopper-medium-0.1/{}/seed0"
+SHORT = {"device": "cpu", "steps": 2, "eval_every": 2, "log_every": 1, "batch_size": 3, "context": 4}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch, tiny_gpt2):
+    """trained(method, weights=) trains a run on a copy of the tiny GPT-2, and returns (run, copy)."""
+    monkeypatch.chdir(tmp_path)
+    save_cell(tmp_path)
+
+    def train_on_copy(method, weights="model.safetensors"):
+        run, copy = RUN.format(method), tmp_path / "lm"
+        shutil.copytree(tiny_gpt2, copy)
+        if weights == "pytorch_model.bin":
+            (copy / "model.safetensors").unlink()
+            save_bin(AutoModelForCausalLM.from_pretrained(tiny_gpt2), copy)
+        train.train(run, lm=str(copy), **SHORT)
+        evaluate.load_run(run)
+        return run, copy
+    return train_on_copy
+
+
+def save_bin(model, folder):
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # not in a mapped file
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+def other_weights(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.transformer.h[1].mlp.c_fc.weight.data[3, 5] += 1e-3
+    return model
+
+
+def reconfigure(folder, **changed):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+
+
+@pytest.mark.parametrize("weights, replace", [
+    ("model.safetensors", lambda folder: other_weights(folder).save_pretrained(folder)),
+    ("pytorch_model.bin", lambda folder: save_bin(other_weights(folder), folder)),
+    ("model.safetensors", lambda folder: reconfigure(folder, n_head=4))], ids=["weights", "bin", "heads"])
+def test_another_language_model_at_the_same_path_is_refused(trained, weights, replace):
+    run, folder = trained("lamo", weights)
+    replace(folder)
+    with pytest.raises(SystemExit, match="another language model") as stop:
+        evaluate.load_run(run)
+    assert str(folder) in str(stop.value) and "\n" not in str(stop.value) and "REPLACE=1" in str(stop.value)
+
+
+@pytest.mark.parametrize("changed", [{"n_inner": 96}, {"n_head": 4}, {"n_layer": 3}])
+def test_a_random_trunk_of_another_shape_is_refused(trained, changed):
+    run, folder = trained("lamo-random")
+    other_weights(folder).save_pretrained(folder)
+    evaluate.load_run(run)  # of no matter: the shape alone is taken
+    reconfigure(folder, **changed)
+    with pytest.raises(SystemExit, match="another language model"):
+        evaluate.load_run(run)
+
+
+def test_evaluation_says_so_in_one_line(kit, tiny_gpt2):
+    folder = kit.folder / "lm"
+    shutil.copytree(tiny_gpt2, folder)
+    save_cell(kit.folder)
+    kit("train.py", RUN.format("lamo"), "--lm", "lm", "--steps", "2", "--batch_size", "3", "--context", "4")
+    other_weights(folder).save_pretrained(folder)
+    line = one_line(kit("evaluate.py", RUN.format("lamo"), check=False))
+    assert "another language model" in line and "lm@" in line
+    assert not (kit.folder / "runs" / RUN.format("lamo") / "eval.csv").exists()
+
+
+# --- what is refused, and GGUF -----------------------------------------------------------------
+
+def test_a_model_that_is_no_causal_lm_is_one_line(kit, tmp_path):
+    BertForMaskedLM(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                               vocab_size=20)).save_pretrained(tmp_path / "bert")
+    save_cell(kit.folder, "mini/hopper-medium-0.005")
+    line = one_line(kit("train.py", "mini/hopper-medium-0.005/lamo/seed0", "--lm", str(tmp_path / "bert"),
+                        check=False))
+    assert "bert" in line and "gpt2, gpt_neox, opt, llama" in line
+
+
+def test_a_method_without_a_language_model_says_which_and_what_to_do(kit):
+    save_cell(kit.folder, "mini/hopper-medium-0.005")
+    line = one_line(kit("train.py", "mini/hopper-medium-0.005/lamo-medium/seed0", check=False))
+    assert "mini" in line and "lamo-medium" in line and "LM=" in line and "published" not in line
+    for profile, method in (("paper", "lamo-early"), ("paper", "lamo-random-corpus"),
+                            ("mini", "lamo-medium")):
+        with pytest.raises(SystemExit, match=f"{profile} profile .* {method}; pass LM="):
+            load_trunk(configuration(f"{profile}/hopper-medium-1/{method}/seed0"))
+
+
+def test_a_folder_that_is_not_there_or_damaged_is_one_line(tmp_path, tiny_gpt2):
+    with pytest.raises(SystemExit, match="there is no folder ./nowhere"):
+        load_language_model("./nowhere", 0.0)
+    for damage in ("config.json", "model.safetensors"):
+        copy = tmp_path / f"without-{damage}"
+        shutil.copytree(tiny_gpt2, copy)
+        (copy / damage).write_bytes((copy / damage).read_bytes()[:40])
+        with pytest.raises(SystemExit, match="does not hold a causal language model") as stop:
+            load_language_model(str(copy), 0.0)
+        assert str(copy) in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_a_gguf_file(tmp_path):
+    torch.manual_seed(0)
+    source = tiny_families()["llama"]().eval()
+    config, weights = source.config, source.state_dict()
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(24)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(V)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for n in range(2):
+        names |= {f"model.layers.{n}.{theirs}": f"blk.{n}.{ours}" for theirs, ours in {
+            "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+            "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "ffn_norm"}.items()}
+    for theirs, ours in names.items():
+        weight = weights[f"{theirs}.weight"].numpy()
+        if ours.endswith(("attn_q", "attn_k")):  # llama.cpp pairs neighbours in its rotations
+            heads = 4 if ours.endswith("q") else 2
+            weight = weight.reshape(heads, 2, -1, 24).swapaxes(1, 2).reshape(weight.shape)
+        writer.add_tensor(f"{ours}.weight", np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    run = config_of(path)
+    model = build_model(run)
+    torch.testing.assert_close(logits(model.trunk), logits(source), rtol=1e-4, atol=1e-5)
+    assert language_model_id(run, model.trunk).startswith("tiny.gguf@")
+
+
+def test_a_missing_smollm2_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="LM=smollm2 installs it"):
+        load_language_model("smollm2", 0.0)

@@ -1,0 +1,227 @@
+"""kit/settings.py: a run's name -> its configuration, the paper's settings, and what make is told."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tasks
+from kit import settings
+from kit.settings import configuration
+
+RUN = "mini/hopper-medium-0.01/lamo/seed0"
+
+
+# --- names -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("written", [RUN, f"{RUN}/", f"runs/{RUN}", f"runs/{RUN}/", f"/runs/{RUN}//"])
+def test_a_run_is_the_same_however_its_folder_is_written(written):
+    assert settings.run_name(written) == RUN
+    assert settings.parse_run(written) == ("mini", "hopper-medium", 0.01, "lamo", 0)
+    assert configuration(written) == configuration(RUN)
+    assert configuration(written)["cell"] == "hopper-medium-0.01"
+    assert settings.options("").parse_args([written]).run == RUN
+
+
+def test_a_cell_is_the_same_with_a_slash_behind_it():
+    for written in ("mini/hopper-medium-0.01", "mini/hopper-medium-0.01/"):
+        assert settings.parse_cell(written) == ("mini", "hopper-medium", 0.01)
+    assert settings.run_name("runs/mini/hopper-medium-0.01/") == "mini/hopper-medium-0.01"
+
+
+@pytest.mark.parametrize("name, said", [
+    ("big/hopper-medium-0.1/lamo/seed0", "no profile 'big'.*mini, paper"),
+    ("mini/hoper-medium-0.1/lamo/seed0", "no task 'hoper-medium'.*hopper-medium"),
+    ("mini/hopper-medium/lamo/seed0", "no task 'hopper'"),
+    ("mini/hopper-medium-2/lamo/seed0", "'2' in .* is no ratio"),
+    ("mini/hopper-medium-0/lamo/seed0", "'0' in .* is no ratio"),
+    ("mini/hopper-medium-half/lamo/seed0", "'half' in .* is no ratio"),
+    ("mini/hopper-medium-0.1/nonsense/seed0", "no method 'nonsense'; there are lamo, dt"),
+    ("mini/hopper-medium-0.1/lamo", "is no run; a run is PROFILE/CELL/METHOD/seedN"),
+    ("mini/hopper-medium-0.1/lamo/0", "is no run"), ("mini/hopper-medium-0.1/lamo/seed", "is no run"),
+    ("mini/hopper-medium-1/lamo-released/seed0", "lamo-released would be plain lamo"),
+    ("mini/pong-medium-1/iql/seed0", "iql needs continuous actions.*use bc or cql")])
+def test_wrong_names_end_in_one_line(name, said):
+    with pytest.raises(SystemExit, match=said) as stop:
+        configuration(name)
+    assert "\n" not in str(stop.value)
+
+
+def test_every_cell_and_method_has_a_configuration_in_both_profiles():
+    assert len(settings.cells()) == len(set(settings.cells())) == sum(
+        len(row["ratios"]) for row in tasks.TASKS.values())
+    for profile in tasks.PROFILES:
+        for cell in settings.cells():
+            _, task, _ = settings.parse_cell(f"{profile}/{cell}")
+            for method in tasks.METHODS:
+                if not settings.missing(task, method):
+                    config = configuration(f"{profile}/{cell}/{method}/seed3")
+                    assert config["seed"] == 3 and not any(isinstance(v, dict) for v in config.values())
+                    assert config["pixels"] == config["discrete"] == (config["suite"] == "atari")
+                    assert config["kind"] == ("baseline" if settings.is_baseline(method) else "sequence")
+                    assert config["released"] is (method == "lamo-released") if "released" in config else True
+
+
+# --- configurations ----------------------------------------------------------------------------
+
+def test_overrides_are_those_that_the_method_knows():
+    assert configuration(RUN, steps=7, lm=None, discount=0.5)["steps"] == 7
+    assert configuration(RUN, lm=None)["lm"] == "mini" and "discount" not in configuration(RUN, discount=0.5)
+    assert configuration(RUN, lm="/models/gpt2/")["lm"] == "/models/gpt2"
+    assert configuration(RUN, adapter="here/")["adapter"] == "here"
+    baseline = configuration(RUN.replace("lamo", "td3bc"), lora_rank=8, discount=0.5)
+    assert baseline["discount"] == 0.5 and "lora_rank" not in baseline and "target_returns" not in baseline
+
+
+def test_every_method_states_what_differs():
+    """A method's configuration is LaMo's but for its own settings, on every task that has it."""
+    wanted = {"lamo-random": {"trunk"}, "lamo-random-corpus": {"lm"}, "lamo-early": {"lm"},
+              "lamo-linear": {"embeddings"}, "lamo-mlp": {"embeddings"}, "lamo-full": {"train"},
+              "lamo-frozen": {"train", "lm_weight"}, "lamo-lm0": {"lm_weight"}, "lamo-lm0.1": {"lm_weight"},
+              "lamo-lm1": {"lm_weight"}, "lamo-rank4": {"lora_rank", "lora_alpha"},
+              "lamo-rank64": {"lora_rank", "lora_alpha"}, "lamo-medium": {"lm"}, "lamo-smollm2": {"lm"},
+              "wiki": {"train", "embeddings", "weight_decay", "lm_weight"},
+              "lamo-released": {"released", "dropout"}}
+    for task in tasks.TASKS:
+        lamo = configuration(f"paper/{task}-1/lamo/seed0")
+        for method, own in wanted.items():
+            if settings.missing(task, method):
+                continue
+            config = configuration(f"paper/{task}-1/{method}/seed0")
+            differs = {name for name in config if config[name] != lamo[name]} - {"method"}
+            assert differs <= own and set(config) == set(lamo), (task, method, differs)
+            scale = config["lora_alpha"] / config["lora_rank"]
+            assert scale == lamo["lora_alpha"] / lamo["lora_rank"]
+        for method in ("bc", "td3bc", "iql", "cql"):
+            if not settings.missing(task, method):
+                config = configuration(f"paper/{task}-1/{method}/seed0", lora_rank=8, discount=0.5)
+                assert set(config) & set(tasks.SEQUENCE) == {"kind"} and config["discount"] == 0.5
+
+
+def test_the_papers_settings():
+    lamo = configuration("paper/hopper-medium-0.01/lamo/seed2")
+    assert lamo == lamo | {
+        "env": "Hopper-v4", "lm": "gpt2", "steps": 100_000, "warmup": 2_500, "lr": 1e-4, "weight_decay": 1e-5,
+        "batch_size": 64, "context": 20, "lora_rank": 16, "lora_alpha": 32, "dropout": 0.1, "grad_clip": 0.25,
+        "embeddings": "linear", "lm_weight": 0.0, "return_scale": 1000.0, "target_returns": (3600.0, 1800.0),
+        "eval_every": 2_500, "score_window": 8, "episodes": 20, "seed": 2, "ratio": 0.01}
+    dt = configuration("paper/hopper-medium-0.01/dt/seed2")
+    differs = {key for key in lamo if lamo[key] != dt[key]}
+    assert differs == {"method", "lm", "trunk", "train", "weight_decay", "adam_eps"}
+    kitchen = configuration("paper/kitchen-partial-0.1/lamo/seed0")
+    assert kitchen == kitchen | {"lm_weight": 0.1, "embeddings": "mlp", "target_returns": (5.0, 4.0),
+                                 "return_scale": 1.0, "horizon": 280}
+    qbert = configuration("paper/qbert-medium-0.1/lamo/seed0")
+    assert qbert == qbert | {
+        "context": 30, "batch_size": 128, "lr": 1e-3, "weight_decay": 1e-5, "lora": "peft", "lora_rank": 32,
+        "lora_alpha": 32, "schedule": "cosine", "grad_clip": 1.0, "adam_eps": 1e-8, "clip_rewards": True,
+        "target_returns": (14000.0,)}
+
+
+def test_what_the_released_code_does_otherwise_is_one_word():
+    for task, dropout in (("kitchen-partial", 0.1), ("breakout-medium", 0.0)):
+        config = configuration(f"paper/{task}-1/lamo-released/seed0")
+        assert config["released"] is True and config["dropout"] == dropout
+
+
+def test_the_papers_settings_of_the_baselines():
+    def of(method, task):
+        return configuration(f"paper/{task}-1/{method}/seed0")
+
+    td3bc = of("td3bc", "halfcheetah-medium")
+    assert td3bc == td3bc | {"batch_size": 256, "lr": 3e-4, "discount": 0.99, "target_rate": 0.005,
+                             "bc_alpha": 2.5, "policy_noise": 0.2, "noise_clip": 0.5, "policy_every": 2,
+                             "steps": 100_000, "eval_every": 2_500, "normalize_rewards": False}
+    iql = [of("iql", task) for task in ("hopper-medium", "walker2d-medium", "kitchen-partial")]
+    assert [(c["deterministic"], c["normalize_rewards"], c["target_rate"], c["beta"], c["actor_dropout"])
+            for c in iql] == [(True, True, 0.001, 3.0, 0.0), (False, False, 0.005, 3.0, 0.0),
+                              (False, False, 0.005, 0.5, 0.1)]
+    cql = of("cql", "hopper-medium")
+    assert cql == cql | {"hidden_layers": 3, "actor_lr": 3e-5, "lr": 3e-4, "cql_alpha": 10.0,
+                         "cql_actions": 10, "normalize_rewards": True}
+    discrete = of("cql", "qbert-medium")
+    assert discrete == discrete | {"lr": 6.25e-5, "batch_size": 32, "cql_alpha": 1.0, "target_every": 8_000}
+    assert not of("cql", "walker2d-medium")["normalize_rewards"]
+
+
+@pytest.mark.parametrize("profile, method, own", [
+    ("mini", "lamo", False), ("mini", "dt", False), ("mini", "bc", False), ("mini", "lamo-random", False),
+    ("mini", "lamo-early", True), ("paper", "lamo-early", False), ("mini", "lamo-random-corpus", True),
+    ("paper", "lamo-medium", True), ("mini", "lamo-medium", False), ("paper", "lamo-smollm2", True),
+    ("mini", "lamo-smollm2", True), ("paper", "wiki", False)])
+def test_which_methods_name_their_own_language_model(profile, method, own):
+    assert settings.names_own_lm(profile, method) == own
+
+
+# --- what differs ------------------------------------------------------------------------------
+
+def test_differences_are_read_as_a_record_reads():
+    config = configuration(RUN)
+    record = json.loads(json.dumps(config)) | {"dtype": "float32", "code": "abc"}
+    assert settings.differences(record, config) == [] and settings.changed(RUN, record) == ""
+    other = configuration(RUN, steps=6, lm="/toy", target_returns=[1.0], dtype="bfloat16")
+    assert sorted(settings.differences(record, other)) == [
+        'dtype is "float32", not "bfloat16"', 'lm is "mini", not "/toy"', "steps is 500, not 6",
+        "target_returns is [3600.0, 1800.0], not [1.0]"]
+    assert settings.differences(record, other, without=("lm", "dtype", *settings.EVALUATION)) == [
+        "steps is 500, not 6"]
+    said = settings.changed(RUN, record | {"steps": 6, "lm": "/toy"})
+    assert sorted(said.split(" ")) == ["lm=/toy", "steps=6"]
+    long, = settings.differences({"episodes": list(range(500))}, {"episodes": list(range(501))})
+    assert len(long) < 200, "of a long list the beginning is said"
+
+
+# --- the command line and make -----------------------------------------------------------------
+
+def test_every_setting_can_be_overridden_and_a_wrong_word_is_one_line():
+    parser = settings.options("the manual")
+    known = vars(parser.parse_args([RUN]))
+    for name in {*tasks.DEFAULTS, *tasks.SEQUENCE, *tasks.BASELINE} - {*settings.NATURE, "mini"}:
+        assert known.pop(name) is None, name
+    assert set(known) == {"run", "device", "replace", "fresh", "target_returns"}
+    given = parser.parse_args([RUN, "--lr", "1e-3", "--no-quick_init", "--target_returns", "5", "4"])
+    assert (given.lr, given.quick_init, given.target_returns) == (1e-3, False, [5.0, 4.0])
+    for words, said in (((RUN, "--nonsense", "1"), "--nonsense"), ((RUN, "--steps", "many"), "many"),
+                        ((RUN, "--schedule", "x"), "invalid choice"), ((), "run")):
+        with pytest.raises(SystemExit, match=said) as stop:
+            parser.parse_args(words)
+        assert "\n" not in str(stop.value) and "see --help" in str(stop.value)
+    assert settings.options("", run="none").parse_args(["--steps", "3"]).steps == 3
+    assert settings.options("", run="maybe").parse_args([]).run is None
+
+
+def variables(text):
+    return {name: words.split() for name, _, words in (line.partition(" := ") for line in text.splitlines())}
+
+
+def test_make_is_told_what_it_needs():
+    told = variables(settings.axes())
+    assert told["TASKS"] == [*tasks.TASKS] and told["CELLS"] == settings.cells()
+    assert told["ALL_METHODS"] == [*tasks.METHODS] and told["BASELINES"] == ["bc", "td3bc", "iql", "cql"]
+    assert told["LM_mini/lamo-early"] == ["mini-early"] and told["LM_paper/lamo-medium"] == ["gpt2-medium"]
+    assert {"mini/dt", "paper/bc", "mini/lamo-early", "paper/lamo-medium"} <= {*told["NO_LM"]}
+    assert not {"mini/lamo", "mini/lamo-medium", "paper/lamo-early", "mini/wiki"} & {*told["NO_LM"]}
+
+
+def test_make_is_told_so_for_a_task_without_a_mini_player(monkeypatch):
+    own = {name: value for name, value in tasks.TASKS["hopper-medium"].items() if name != "mini"}
+    monkeypatch.setitem(tasks.TASKS, "ant-medium", own | {"env": "Ant-v4"})
+    told = variables(settings.axes())
+    assert "ant-medium" in told["TASKS"] and "ant-medium-0.01" in told["CELLS"]
+    assert "ant-medium-0.01" in settings.listing()
+    assert configuration("paper/ant-medium-0.01/lamo/seed0")["env"] == "Ant-v4"
+
+
+def test_it_runs_without_any_package():
+    """make asks before anything is installed."""
+    def ask(*words):
+        return subprocess.run([sys.executable, "-S", "-m", "kit.settings", *words], capture_output=True,
+                              text=True, cwd=Path(settings.__file__).parent.parent)
+
+    assert all(cell in ask().stdout for cell in settings.cells())
+    assert json.loads(ask(RUN).stdout) == json.loads(json.dumps(configuration(RUN)))
+    assert ask("--make").stdout.strip() == settings.axes() and "usage" in ask("--help").stdout
+    wrong = ask("nonsense")
+    assert wrong.returncode != 0 and wrong.stderr.count("\n") == 1 and "is no run" in wrong.stderr

@@ -1,0 +1,136 @@
+"""sources/download.py: resumed, checked, from the second mirror, and by one process at a time."""
+
+import hashlib
+import http.server
+import threading
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from sources import download
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `content` with Range support and breaks the connection after `patience` bytes."""
+
+    content, patience, requests = b"", None, []
+
+    def do_GET(self):
+        start = 0
+        if "Range" in self.headers:
+            start = int(self.headers["Range"].split("=")[1].rstrip("-"))
+        self.requests.append(start)
+        if start >= len(self.content):
+            self.send_error(416)
+            return
+        body = self.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:self.patience] if self.patience else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    handler = type("OneServer", (Server,), {"requests": []})
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    handler.url = f"http://127.0.0.1:{httpd.server_port}/file.bin"
+    yield handler
+    httpd.shutdown()
+
+
+def test_a_broken_download_is_resumed(tmp_path, server):
+    server.content = np.random.default_rng(0).bytes(300_000)
+    server.patience = 100_000
+    digest = hashlib.sha256(server.content).hexdigest()
+    path = tmp_path / "file.bin"
+    get = partial(download.download, [server.url], path, digest[:16], 5, "remedy")
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="resumes"):
+            get()
+        assert not path.exists()
+    assert get() == path and path.read_bytes() == server.content
+    assert server.requests == [0, 100_000, 200_000]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_wrong_checksum_never_reaches_the_final_path(tmp_path, server):
+    server.content = b"<html>not the file</html>"
+    with pytest.raises(SystemExit, match="SHA-256 does not begin with 5bdf"):
+        download.download([server.url], tmp_path / "file.bin", "5bdf", 5, "remedy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_second_mirror_is_tried(tmp_path, server):
+    server.content = b"x" * 1000
+    urls = ["http://127.0.0.1:9/file.bin", server.url]
+    assert download.download(urls, tmp_path / "file.bin", "", 5, "remedy").read_bytes() == server.content
+
+
+def test_a_stale_part_that_is_too_long_is_dropped(tmp_path, server):
+    server.content = b"y" * 1000
+    (tmp_path / "file.bin.part").write_bytes(b"z" * 2000)
+    path = download.download([server.url], tmp_path / "file.bin", "", 5, "remedy")
+    assert path.read_bytes() == server.content
+
+
+def test_a_file_that_is_there_is_not_asked_for(tmp_path, server):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    assert download.download([server.url], path, "", 5, "remedy").read_bytes() == b"old"
+    assert server.requests == []
+
+
+def test_two_downloads_of_one_file_fetch_it_once(tmp_path, server):
+    server.content = np.random.default_rng(0).bytes(3_000_000)
+    path, found = tmp_path / "file.bin", []
+    threads = [threading.Thread(target=lambda: found.append(
+        download.download([server.url], path, "", 5, "remedy"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [path] * 4 and path.read_bytes() == server.content and server.requests == [0]
+
+
+def test_one_at_a_time_holds_the_lock_and_nothing_is_left(tmp_path, capsys):
+    inside, most = [], []
+
+    def work():
+        with download.locked(tmp_path / "a.npz"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8 and list(tmp_path.iterdir()) == []
+    assert "waiting for another process that makes" in capsys.readouterr().out
+
+
+def test_a_lock_is_released_when_the_program_ends(tmp_path):
+    for _ in range(2):
+        with pytest.raises(SystemExit), download.locked(tmp_path / "a.npz"):
+            raise SystemExit(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_found_by_name_in_their_order(tmp_path):
+    (tmp_path / "mujoco").mkdir()
+    (tmp_path / "mujoco/a.hdf5").write_bytes(b"")
+    names = ("a.hdf5", "mujoco/a.hdf5")
+    assert download.given_file(str(tmp_path), names) == tmp_path / "mujoco/a.hdf5"
+    (tmp_path / "a.hdf5").write_bytes(b"")
+    assert download.given_file(str(tmp_path), names) == tmp_path / "a.hdf5"
+    assert download.given_file(str(tmp_path / "a.hdf5"), names) == tmp_path / "a.hdf5"
+    assert download.given_file(str(tmp_path / "nowhere"), names) is None

@@ -1,0 +1,306 @@
+"""The kit through make, as its users run it: both profiles, no network, a local server."""
+
+import csv
+import functools
+import http.server
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import d4rl_arrays, make_kit, one_line, write_d4rl
+
+from kit.artifacts import load_provenance
+
+NO_NETWORK = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "",
+              "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+SHORT = "ARGS=--steps 4 --eval_every 2 --log_every 2 --batch_size 8 --context 5 --episodes 2"
+CELL = "hopper-medium-0.01"
+
+
+def stamps(folder):
+    """Modification times of everything the stages wrote."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
+            for top in ("data", "runs", "results", "figures") for path in (folder / top).rglob("*")
+            if path.is_file()}
+
+
+def changed(before, after):
+    return {name for name in after if before.get(name) != after[name]}
+
+
+def test_the_mini_profile_from_an_empty_folder_and_what_make_redoes(kit):
+    out = kit("make", CELL, SHORT, **NO_NETWORK).stdout
+    assert "52.0±4.6" in out and "data mean" in out
+    folder = kit.folder
+    for name in (f"data/mini/{CELL}.npz", f"results/mini/{CELL}.csv", f"figures/mini/{CELL}.png",
+                 *(f"runs/mini/{CELL}/{method}/seed0/{file}" for method in ("lamo", "dt")
+                   for file in ("config.json", "train.csv", "eval.csv", "final.safetensors"))):
+        assert (folder / name).stat().st_size > 0, name
+    with open(folder / f"results/mini/{CELL}.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["profile"] for row in rows} == {"mini"}
+    assert {(row["method"], row["lm"].split("@")[0]) for row in rows} == {("lamo", "mini"), ("dt", "none")}
+
+    before = stamps(folder)
+    start = time.time()
+    kit("make", CELL, SHORT)
+    assert changed(before, stamps(folder)) == set() and time.time() - start < 20
+
+    # another seed is added, nothing else is trained again
+    kit("make", CELL, SHORT, "METHODS=lamo dt", "SEEDS=0 1")
+    new = changed(before, stamps(folder))
+    assert new and all("/seed1/" in name or name.startswith(("results", "figures")) for name in new)
+
+    # co-training on the text every Python has
+    kit("make", CELL, SHORT + " --lm_block 16", "METHODS=lamo-lm0.1 bc")
+    with open(folder / f"runs/mini/{CELL}/lamo-lm0.1/seed0/train.csv") as file:
+        assert all(2 < float(row["language_loss"]) < 7 for row in csv.DictReader(file))
+
+
+# --- a finished run is never lost to a changed word ----------------------------------------------
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Reacher2d with DT and LaMo, finished with SHORT; tests leave it as it was."""
+    kit = make_kit(tmp_path_factory.mktemp("finished"))
+    kit("make", REACHER, SHORT)
+    return kit
+
+
+REACHER = "reacher2d-medium-0.1"
+
+
+@pytest.mark.parametrize("words, said", [
+    (("ARGS=",), "batch_size is 8, not 64"), ((SHORT + " --lr 0.5",), "lr is 0.002, not 0.5"),
+    ((SHORT, "LM=mini-random"), "lm is \"mini\", not \"mini-random\""),
+    (("-n", "ARGS=--steps 5"), "batch_size"), (("-n", SHORT, "LM=smollm2"), "smollm2"),
+    (("-n", SHORT, "LM=/no/such/folder"), "/no/such/folder")])
+def test_a_changed_word_is_refused_in_one_line_and_changes_nothing(finished, words, said):
+    before = stamps(finished.folder)
+    line = one_line(finished("make", REACHER, *words, check=False))
+    assert said in line and "REPLACE=1" in line and f"runs/mini/{REACHER}/" in line
+    assert stamps(finished.folder) == before
+    plan = finished("make", "-n", REACHER, SHORT).stdout  # and it is still finished
+    assert "train.py" not in plan and "evaluate.py mini" not in plan and "prepare_data.py" not in plan
+
+
+def test_a_dry_run_changes_nothing(finished):
+    before = stamps(finished.folder)
+    for words in ((SHORT,), ("ARGS=--steps 9", "REPLACE=1"), (SHORT, "FRESH=1"), (SHORT, "SEEDS=0 1"),
+                  (SHORT, "LM=mini-random", "REPLACE=1")):
+        plan = finished("make", "-n", REACHER, *words).stdout
+        assert plan.count("train.py") == {(SHORT,): 0, (SHORT, "SEEDS=0 1"): 2}.get(words, 2)
+    assert stamps(finished.folder) == before
+
+
+def test_words_in_another_order_are_the_same_words(finished):
+    before = stamps(finished.folder)
+    words = reversed(SHORT.removeprefix("ARGS=").split("--")[1:])
+    finished("make", REACHER, "ARGS=" + " ".join(f"--{word.strip()}" for word in words))
+    assert stamps(finished.folder) == before
+
+
+def test_another_lm_is_only_for_the_methods_that_name_none(finished):
+    plan = finished("make", "-n", REACHER, "METHODS=lamo-random-corpus lamo-early lamo-mlp dt bc", "SEEDS=5",
+                    "LM=mini-random").stdout
+    named = [line.split("seed5")[1].strip() for line in plan.splitlines() if "train.py" in line]
+    assert named == ["", "", "--lm 'mini-random'", ""] and plan.count("baselines.py") == 1
+
+
+def test_replace_makes_anew_what_differs_and_nothing_else(kit):
+    kit("make", REACHER, SHORT)
+    runs, before = f"runs/mini/{REACHER}", stamps(kit.folder)
+    kit("make", REACHER, SHORT, "LM=mini-random", "REPLACE=1")
+    new = changed(before, stamps(kit.folder))
+    assert f"{runs}/lamo/seed0/final.safetensors" in new and f"{runs}/lamo/seed0/eval.csv" in new
+    assert not any("/dt/" in name or name.startswith("data") for name in new)
+    assert "mini-random@" in (kit.folder / f"results/mini/{REACHER}.csv").read_text()
+    assert "changed: lm=mini-random" in kit("make", REACHER, SHORT, "LM=mini-random").stdout
+
+    # a setting of DT's in tasks.py concerns DT alone; FRESH=1 makes all anew, as after a change of the code
+    table = kit.folder / "tasks.py"
+    table.write_text(table.read_text().replace('"mini": {"lr": 3e-4}', '"mini": {"lr": 2e-4}'))
+    line = one_line(kit("make", REACHER, SHORT, "LM=mini-random", check=False))
+    assert "dt/seed0" in line and "lr is 0.0003, not 0.0002" in line
+    kit("make", REACHER, SHORT, "METHODS=lamo", "LM=mini-random")
+    before = stamps(kit.folder)
+    kit("make", REACHER, SHORT, "LM=mini-random", "REPLACE=1")
+    new = changed(before, stamps(kit.folder))
+    assert {name.split("/")[3] for name in new if name.startswith("runs")} == {"dt"}
+    before = stamps(kit.folder)
+    kit("make", REACHER, SHORT, "LM=mini-random", "FRESH=1")
+    assert {f"{runs}/{method}/seed0/{file}" for method in ("lamo", "dt") for file in (
+        "final.safetensors", "eval.csv")} <= changed(before, stamps(kit.folder))
+
+
+def test_settings_of_evaluation_only_evaluate_anew(kit):
+    kit("make", REACHER, SHORT, "METHODS=dt")
+    before, run = stamps(kit.folder), f"runs/mini/{REACHER}/dt/seed0"
+    for more in ("--episodes 3", "--episodes 3 --target_returns 50 9", "--episodes 3 --at_once 2"):
+        out = kit("make", REACHER, f"{SHORT} {more}", "METHODS=dt").stdout
+        assert "train.py" not in out and "evaluate.py mini" in out
+    with open(kit.folder / run / "eval.csv") as file:
+        assert {row["episode"] for row in csv.DictReader(file)} == {"0", "1", "2"}
+    assert f"{run}/final.safetensors" not in changed(before, stamps(kit.folder))
+    # the window is no longer LaMo's, and the table says how many evaluations there were
+    out = kit("make", REACHER, f"{SHORT} --score_window 1", "METHODS=dt").stdout
+    assert "train.py" not in out and "mean over the last 1 evaluation" in out
+    out = kit("make", REACHER, f"{SHORT} --score_window 5", "METHODS=dt").stdout
+    assert "mean over the last 2 evaluations" in out and "2 evaluations, not 5" in out
+
+
+def test_a_changed_data_setting_makes_the_data_anew(kit):
+    """Where nothing finished stands on them; else it is refused, and REPLACE=1 makes both."""
+    path = kit.folder / f"data/mini/{REACHER}.npz"
+    kit("prepare_data.py", f"mini/{REACHER}")
+    assert load_provenance(path)["total_episodes"] == 50
+    table = kit.folder / "tasks.py"
+    whole = table.read_text()
+    table.write_text(whole.replace('"trajectories": 50,', '"trajectories": 30,'))
+    kit("make", REACHER, SHORT, "METHODS=dt")
+    assert load_provenance(path)["total_episodes"] == 30
+    table.write_text(whole)
+    before = stamps(kit.folder)
+    line = one_line(kit("make", REACHER, SHORT, "METHODS=dt", check=False))
+    assert "trajectories is 30, not 50" in line and changed(before, stamps(kit.folder)) == set()
+    kit("make", REACHER, SHORT, "METHODS=dt", "REPLACE=1")
+    assert load_provenance(path)["total_episodes"] == 50
+    config = json.loads((kit.folder / f"runs/mini/{REACHER}/dt/seed0/config.json").read_text())
+    assert config["trajectories"] == 50 and config["data_sha256"] == load_provenance(path)["sha256"]
+
+
+def test_a_failed_method_does_not_take_the_others_table(kit):
+    done = kit("make", "-k", REACHER, SHORT, "METHODS=lamo-medium dt", check=False)  # there is no LM for one
+    assert done.returncode != 0 and "has no language model for lamo-medium" in done.stderr
+    assert "data mean" in done.stdout and "\ndt " in done.stdout
+    assert (kit.folder / f"figures/mini/{REACHER}.png").exists()
+    with open(kit.folder / f"results/mini/{REACHER}.csv") as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {"dt"}
+
+
+def test_data_settings_do_not_break_make_for_a_task_without_a_mini_player(kit):
+    table = kit.folder / "tasks.py"
+    table.write_text(table.read_text().replace(
+        '"mini": {"player": "walker2d", "trajectories": 1190},', ""))
+    assert "prepare_data.py" in kit("make", "-n", REACHER).stdout
+    assert "walker2d-medium-1" in kit("make", "list").stdout
+
+
+# --- the paper profile ---------------------------------------------------------------------------
+
+def test_the_paper_profile_without_a_network_says_so_in_one_line(kit):
+    start = time.time()
+    line = one_line(kit("make", "PROFILE=paper", CELL, check=False, **NO_NETWORK))
+    assert time.time() - start < 30
+    assert "rail.eecs.berkeley.edu" in line and "huggingface.co" in line and "DATA=" in line
+    left = [path for path in (kit.folder / "data").rglob("*") if path.is_file()]
+    assert not left
+    assert not (kit.folder / "results").exists()
+
+
+def test_a_language_model_that_cannot_be_had_is_one_line(kit, d4rl_folder):
+    start = time.time()
+    line = one_line(kit("make", "PROFILE=paper", CELL, f"DATA={d4rl_folder}", "METHODS=lamo", check=False,
+                        **NO_NETWORK))
+    assert time.time() - start < 60
+    assert "gpt2" in line and "huggingface.co" in line and "LM=" in line
+    for lm in ("./nowhere", str(d4rl_folder)):
+        line = one_line(kit("make", "PROFILE=paper", CELL, f"DATA={d4rl_folder}", "METHODS=lamo", f"LM={lm}",
+                            check=False, **NO_NETWORK))
+        assert lm in line
+
+
+@pytest.fixture
+def d4rl_server(tmp_path):
+    """A local server with a hopper_medium-v2.hdf5 in D4RL's layout."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    arrays, lengths = d4rl_arrays(episodes=300)
+    write_d4rl(folder / "hopper_medium-v2.hdf5", arrays)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    handler.func.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", arrays, lengths
+    server.shutdown()
+
+
+def test_the_paper_profile_from_a_local_server_model_and_text(kit, d4rl_server, tiny_gpt2, tmp_path):
+    url, arrays, lengths = d4rl_server
+    text = tmp_path / "wiki.train.raw"
+    text.write_text("The cat sat on the mat , and the dog did not .\n" * 300)
+    out = kit("make", "PROFILE=paper", CELL, f"DATA={url}", f"LM={tiny_gpt2}", f"TEXT={text}",
+              "METHODS=lamo-lm0.1 dt", SHORT + " --lm_block 32").stdout
+    assert "data mean" in out
+    with np.load(kit.folder / f"data/paper/{CELL}.npz") as data:
+        provenance = json.loads(str(data["provenance"]))
+        episode = provenance["episodes"][0]
+        start = int(lengths[:episode].sum())
+        rows = slice(start, start + lengths[episode])
+        assert np.array_equal(data["observations"][:lengths[episode]], arrays["observations"][rows])
+    assert provenance["total_episodes"] == 300 and len(provenance["episodes"]) == 3
+    with open(kit.folder / f"runs/paper/{CELL}/lamo-lm0.1/seed0/train.csv") as file:
+        assert all(float(row["language_loss"]) > 1 for row in csv.DictReader(file))
+    with open(kit.folder / f"results/paper/{CELL}.csv") as file:
+        assert {row["lm"].split("@")[0] for row in csv.DictReader(file)} == {"tiny-gpt2", "none"}
+
+
+def test_data_that_are_forgotten_or_named_otherwise_cost_no_run(kit, d4rl_folder, tmp_path):
+    folder, other = tmp_path / "mine", tmp_path / "theirs"
+    for place, seed in ((folder, 0), (other, 1)):
+        place.mkdir()
+        write_d4rl(place / "hopper_medium-v2.hdf5", d4rl_arrays(episodes=300, seed=seed)[0])
+    call = ("make", "PROFILE=paper", CELL, "METHODS=dt", SHORT)
+    kit(*call, f"DATA={folder}")
+    before = stamps(kit.folder)
+    (folder / "unrelated.txt").write_text("x")
+    for data in ((), (f"DATA={folder}",), (f"DATA={folder}/hopper_medium-v2.hdf5",)):
+        out = kit(*call, *data, **NO_NETWORK).stdout
+        assert "data mean" in out and "train.py" not in out
+        assert changed(before, stamps(kit.folder)) == set()
+    line = one_line(kit(*call, f"DATA={other}", check=False))
+    assert "REPLACE=1" in line or "--replace" in line
+    assert changed(before, stamps(kit.folder)) == set()
+    kit(*call, f"DATA={other}", "REPLACE=1")
+    new = changed(before, stamps(kit.folder))
+    assert {f"data/paper/{CELL}.npz", f"runs/paper/{CELL}/dt/seed0/final.safetensors"} <= new
+
+
+def test_a_slash_behind_the_language_models_folder_is_no_other_model(kit, d4rl_folder, tiny_gpt2):
+    call = ("make", "PROFILE=paper", CELL, f"DATA={d4rl_folder}", "METHODS=lamo", SHORT)
+    kit(*call, f"LM={tiny_gpt2}/")
+    before = stamps(kit.folder)
+    kit(*call, f"LM={tiny_gpt2}")
+    assert changed(before, stamps(kit.folder)) == set()
+    line = one_line(kit(*call, check=False))  # the LM is forgotten
+    assert "lm is" in line and "gpt2" in line and changed(before, stamps(kit.folder)) == set()
+
+
+def test_help_and_list_need_no_packages(kit):
+    assert "make hopper-medium-0.01" in kit("make", "help").stdout
+    listed = kit("make", "list").stdout
+    assert all(f"hopper-medium-{ratio}" in listed for ratio in ("0.005", "0.01", "0.1", "1"))
+
+
+def test_the_launcher_stands_before_every_training_and_evaluation(kit):
+    plan = kit("make", "-n", CELL, "LAUNCH=srun -n1").stdout.splitlines()
+    staged = [line for line in plan if "train.py" in line or "evaluate.py mini" in line]
+    assert len(staged) == 4 and all(line.startswith("srun -n1 ") for line in staged)
+
+
+def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
+    kit("make", CELL, SHORT)
+    kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*") if path.is_file()}
+    for path in kept:
+        path.unlink()
+    kit("make", "-j2", CELL, SHORT)
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+@pytest.mark.parametrize("wanted, said", [
+    (("METHODS=nonsense", CELL), "nonsense"), (("hopper-medium-7",), "ratio"), (("mini-hopper",), "No rule")])
+def test_wrong_requests_are_refused(kit, wanted, said):
+    done = kit("make", *wanted, check=False)
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr

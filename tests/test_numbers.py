@@ -1,0 +1,153 @@
+"""What the stages compute, as a user types them: twenty losses, the weights after them, two episodes.
+
+numbers/golden.json holds what they computed when it was stored, see numbers/README.md. If a change means
+to alter some of it, store those runs anew:
+
+    python tests/test_numbers.py --store                            # every run
+    python tests/test_numbers.py --store breakout-medium-0.5/bc     # those with this in their name
+"""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import d4rl_arrays, kitchen_arrays, replay_arrays, write_d4rl, write_replay
+from safetensors.torch import load_file
+
+GOLDEN = Path(__file__).parent / "numbers" / "golden.json"
+SETTINGS = "--device cpu --dtype float32 --steps 20 --log_every 1 --eval_every 10 --warmup 5"
+# cell: (methods, settings, settings of evaluation)
+CELLS = {
+    "hopper-medium-0.1": ("lamo dt wiki lamo-full bc td3bc iql cql", "--lr 1e-3 --batch_size 8 --context 5",
+                          "--episodes 2"),
+    "kitchen-complete-0.5": ("lamo lamo-released iql", "--lr 1e-3 --batch_size 8 --context 5 --lm_block 32",
+                             "--episodes 2 --target_returns 4"),
+    # a larger learning rate turns the last digit of one machine into the third of another
+    "breakout-medium-0.5": ("lamo dt bc cql", "--lr 1e-4 --batch_size 4 --context 4 --target_every 5",
+                            "--episodes 2 --target_returns 90"),
+}
+# one process for all of a cell's stages, because each takes seconds to start
+STAGES = """
+import runpy, shlex, sys
+for stage in sys.argv[1:]:
+    sys.argv = shlex.split(stage)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def write_data(cell, folder):
+    """The cell's dataset as the user has it: random numbers in D4RL's or DQN replay's layout."""
+    if cell.startswith("breakout"):
+        write_replay(folder / "replay", replay_arrays(episodes=6)[0])
+        return folder / "replay"
+    arrays = kitchen_arrays() if cell.startswith("kitchen") else d4rl_arrays(episodes=60)[0]
+    return write_d4rl(folder / "given.hdf5", arrays)
+
+
+def names(cell):
+    """A cell's runs."""
+    return [f"paper/{cell}/{method}/seed0" for method in CELLS[cell][0].split()]
+
+
+def stages(cell, data, text, lm):
+    """The commands that make a cell's runs."""
+    _, settings, how = CELLS[cell]
+    yield f"prepare_data.py paper/{cell} --data {data}"
+    if cell.startswith("kitchen"):
+        yield f"prepare_data.py paper/text --lm {lm} --text {text}"
+    for run in names(cell):
+        script = "baselines.py" if run.split("/")[2] in ("bc", "td3bc", "iql", "cql") else "train.py"
+        yield f"{script} {run} {SETTINGS} {settings} --lm {lm}"
+        yield f"evaluate.py {run} --device cpu {how}"
+
+
+def read_columns(path):
+    """{column: its values} of a CSV file, numbers as such; names of files without their digests."""
+    def value(word):
+        try:
+            return float(word)
+        except ValueError:
+            return word.partition("@")[0]
+
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [value(row[name]) for row in rows] for name in rows[0]}
+
+
+def payload_digest(path):
+    """SHA-256 over names, types, shapes and bytes of a file's tensors."""
+    digest, tensors = hashlib.sha256(), load_file(path)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_run(folder):
+    return {"train": read_columns(folder / "train.csv"), "eval": read_columns(folder / "eval.csv"),
+            "weights": payload_digest(folder / "final.safetensors")}
+
+
+def machine():
+    """What equal seeds give equal bytes on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
+    about = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    cpu = " ".join(about.get(name, "") for name in ("vendor_id", "cpu family", "model", "model name"))
+    return {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(), "cpu": cpu}
+
+
+def differences(now, stored, tolerance):
+    """One line for each column of a run that is not what it was."""
+    for part in ("train", "eval"):
+        assert set(stored[part]) <= set(now[part]), f"{part}.csv has lost a column"
+        for name, wanted in stored[part].items():
+            found = now[part][name]
+            if len(found) != len(wanted) or not all(
+                    a == b or isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=tolerance)
+                    for a, b in zip(found, wanted, strict=True)):
+                yield f"{part}.csv, {name}: {found} instead of {wanted}"
+
+
+def store(runs, model, wanted):
+    """Put the runs with `wanted` in their names into golden.json, one line each."""
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if golden.get("machine") != machine() or golden.get("model") != model:
+        assert wanted == "/", "golden.json is of another machine or model: store every run"
+        golden = {name: values for name, values in golden.items() if name not in runs}
+    golden |= {"machine": machine(), "model": model} | {
+        run: values for run, values in runs.items() if wanted in run}
+    GOLDEN.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(golden[name])}"
+                                         for name in sorted(golden)) + "\n}\n")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_numbers(cell, kit, tiny_gpt2):
+    text = kit.folder / "given.txt"
+    text.write_text("The cat sat on the mat , and the dog did not .\n" * 300)
+    kit("-c", STAGES, *stages(cell, write_data(cell, kit.folder), text, tiny_gpt2))
+    runs = {run: read_run(kit.folder / "runs" / run) for run in names(cell)}
+    model = payload_digest(tiny_gpt2 / "model.safetensors")
+    if "STORE_NUMBERS" in os.environ:
+        return store(runs, model, os.environ["STORE_NUMBERS"])
+
+    golden = json.loads(GOLDEN.read_text())
+    assert set(runs) == {name for name in golden if cell in name}
+    changed = [f"{run}: {line}" for run, now in runs.items() for line in differences(now, golden[run], 2e-5)]
+    assert not changed, "\n".join(changed)
+    if machine() != golden["machine"]:
+        return warnings.warn(f"weights are not compared: golden.json is of {golden['machine']}", stacklevel=1)
+    assert model == golden["model"], "conftest's tiny_gpt2 is another model"
+    assert [run for run in runs if runs[run]["weights"] != golden[run]["weights"]] == []
+
+
+if __name__ == "__main__":
+    os.environ["STORE_NUMBERS"] = (sys.argv[2:] or ["/"])[0]  # "/" is in every name
+    sys.exit(pytest.main(["-n", "0", __file__]) if sys.argv[1:2] == ["--store"] else __doc__)

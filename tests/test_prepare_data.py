@@ -1,0 +1,428 @@
+"""prepare_data.py: one file a cell, from its source; made once, kept, made anew, or refused; and the text."""
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import d4rl_arrays, one_line, replay_arrays, write_d4rl, write_replay
+
+import prepare_data
+import tasks
+from kit.artifacts import arrays_digest, load_arrays, load_dataset, load_provenance
+from mini import players
+from sources import Episodes, episode_returns, take_episodes
+
+REACHER = "reacher2d-medium-0.1"
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch, capsys):
+    """prepare("mini/CELL", ...) in an empty folder: what it printed, on one line or more; and its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py"])
+
+    def run(*words):
+        args = prepare_data.OPTIONS.parse_args([*map(str, words), "--workers", "1", "--timeout", "5"])
+        capsys.readouterr()
+        (prepare_data.prepare_text if args.name.endswith("/text") else prepare_data.prepare)(args)
+        return capsys.readouterr().out
+
+    run.folder = tmp_path
+    return run
+
+
+def refused(prepare, *words):
+    with pytest.raises(SystemExit) as stop:
+        prepare(*words)
+    line = str(stop.value)
+    assert line.startswith("prepare_data: ") and "\n" not in line
+    return line
+
+
+def finish_a_run(folder, cell):
+    path = folder / "runs" / cell / "dt/seed0/final.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+
+
+def stamp(path):
+    return path.stat().st_mtime_ns, path.read_bytes()
+
+
+# --- the mini profile --------------------------------------------------------------------------
+
+def test_mini_episodes_are_the_same_in_every_subset(kit):
+    """The 0.5 % file holds exactly those rows of the 1 % file that its episodes name."""
+    for ratio in ("0.005", "0.01"):
+        kit("prepare_data.py", f"mini/hopper-medium-{ratio}", "--workers", "2")
+    small, large = (load_dataset(kit.folder / f"data/mini/hopper-medium-{ratio}.npz")
+                    for ratio in ("0.005", "0.01"))
+    where = [large[1]["episodes"].index(episode) for episode in small[1]["episodes"]]
+    part = take_episodes(large[0], np.array(where))
+    for name, array in small[0].items():
+        assert np.array_equal(array, part[name]), name
+    # and the same command writes the same bytes, whatever the number of processes
+    path = kit.folder / "data/mini/hopper-medium-0.005.npz"
+    before = path.read_bytes()
+    path.unlink()
+    kit("prepare_data.py", "mini/hopper-medium-0.005", "--workers", "1")
+    assert path.read_bytes() == before
+    # about a third of the expert, as D4RL's medium: the mean lies between 25 and 55
+    data, provenance = large
+    low, high = provenance["reference_min"], provenance["reference_max"]
+    assert 25 < 100 * (episode_returns(data).mean() - low) / (high - low) < 55
+    assert np.abs(data["actions"]).max() <= 1
+    assert provenance["data"] == "mini-hopper-sac@d21a02dd"
+
+
+def test_frames_are_stored_as_one_array_and_compressed(prepare, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS["breakout-medium"]["mini"], "player_horizon", 200)
+    path = prepare.folder / "data/mini/breakout-medium-0.01.npz"
+    prepare("mini/breakout-medium-0.01")
+    data, provenance = load_dataset(path)
+    assert data["observations"].shape == (400, 84, 84) and data["observations"].dtype == np.uint8
+    assert path.stat().st_size < data["observations"].nbytes / 20
+    assert provenance["made_from"]["player_horizon"] == 200
+    assert np.abs(data["rewards"]).max() <= 1 <= provenance["return_max"]
+
+
+def test_the_mini_profile_takes_no_data(prepare):
+    assert "DATA= belongs to the paper profile" in refused(prepare, f"mini/{REACHER}", "--data", "x.hdf5")
+
+
+# --- made once ---------------------------------------------------------------------------------
+
+def test_the_same_command_again_leaves_the_file_untouched(prepare):
+    out = prepare(f"mini/{REACHER}")
+    assert "5 of 50 episodes, 500 steps, from mini-reacher2d-sac@0b641e36; return 25 +- 34.45" in out
+    path = prepare.folder / f"data/mini/{REACHER}.npz"
+    before = stamp(path)
+    for words in ((), ("--replace",), ("--subset_seed", "0")):
+        out = prepare(f"mini/{REACHER}/", *words)
+        assert out == f"data/mini/{REACHER}.npz is up to date, from mini-reacher2d-sac@0b641e36\n"
+    assert stamp(path) == before and [*path.parent.iterdir()] == [path]
+
+
+def test_the_provenance_says_all_that_the_arrays_depend_on(prepare):
+    prepare(f"mini/{REACHER}")
+    data, provenance = load_dataset(prepare.folder / f"data/mini/{REACHER}.npz")
+    assert provenance["sha256"] == arrays_digest(data)
+    assert provenance["made_from"] == {
+        "source": "played", "player": "reacher2d", "trajectories": 50, "env": "Reacher2d", "horizon": 100,
+        "ratio": 0.1, "subset_seed": 0, "clip_rewards": False, "reference": [0.0, 100.0],
+        "sha256": provenance["source_sha256"]}
+    assert provenance["episodes"] == sorted(np.random.default_rng(0).permutation(50)[:5].tolist())
+
+
+def test_a_changed_setting_remakes_the_data(prepare, monkeypatch):
+    prepare(f"mini/{REACHER}")
+    path = prepare.folder / f"data/mini/{REACHER}.npz"
+    monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], "trajectories", 60)
+    out = prepare(f"mini/{REACHER}")
+    assert "is made anew: trajectories is 60, the file was made with 50\n" in out
+    assert "6 of 60 episodes" in out
+    assert load_provenance(path)["total_episodes"] == 60
+    out = prepare(f"mini/{REACHER}", "--subset_seed", "3")
+    assert "subset_seed is 3, the file was made with 0" in out
+    assert "is up to date" in prepare(f"mini/{REACHER}", "--subset_seed", "3")
+
+
+def test_data_that_finished_runs_stand_on_are_replaced_only_on_demand(prepare, monkeypatch):
+    prepare(f"mini/{REACHER}")
+    finish_a_run(prepare.folder, f"mini/{REACHER}")
+    path = prepare.folder / f"data/mini/{REACHER}.npz"
+    before = stamp(path)
+    monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], "trajectories", 60)
+    line = refused(prepare, f"mini/{REACHER}")
+    assert "trajectories is 60, the file was made with 50" in line and "--replace" in line
+    assert f"runs/mini/{REACHER}" in line and stamp(path) == before
+    monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], "trajectories", 50)
+    assert "is up to date" in prepare(f"mini/{REACHER}")  # what was undone is forgotten
+    monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], "trajectories", 60)
+    assert "6 of 60 episodes" in prepare(f"mini/{REACHER}", "--replace")
+
+
+@pytest.mark.parametrize("name, value", [("reference", (0.0, 50.0)), ("minimum_return", -1.0)])
+def test_a_change_that_leaves_the_arrays_as_they_are_needs_no_leave(prepare, monkeypatch, name, value):
+    prepare(f"mini/{REACHER}")
+    finish_a_run(prepare.folder, f"mini/{REACHER}")
+    path = prepare.folder / f"data/mini/{REACHER}.npz"
+    before, _ = load_dataset(path)
+    monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], name, value)
+    assert f"keeps its arrays, although {name} is" in prepare(f"mini/{REACHER}")
+    after, provenance = load_dataset(path)
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+    assert provenance["made_from"][name] == (list(value) if name == "reference" else value)
+    assert "is up to date" in prepare(f"mini/{REACHER}")
+
+
+def test_a_changed_script_remakes_the_data(prepare, monkeypatch):
+    scripts = prepare.folder / "scripts"
+    shutil.copytree(players.WEIGHTS.parent.parent, scripts, ignore=shutil.ignore_patterns("weights"))
+    monkeypatch.setattr(players, "WEIGHTS", scripts / "weights/players")
+    monkeypatch.setitem(tasks.TASKS["breakout-medium"]["mini"], "player_horizon", 100)
+    prepare("mini/breakout-medium-0.004")
+    finish_a_run(prepare.folder, "mini/breakout-medium-0.004")
+    with open(scripts / "atari.py", "a") as file:
+        file.write("# a word more changes nothing\n")
+    out = prepare("mini/breakout-medium-0.004")
+    assert "keeps its arrays, although the source's SHA-256 is" in out
+    with open(scripts / "atari.py", "a") as file:
+        file.write("# and here somebody else plays\n")
+    monkeypatch.setitem(players.SCRIPTS, "breakout", lambda env, rng: lambda observation: (1, 1))
+    assert "the source's SHA-256 is" in refused(prepare, "mini/breakout-medium-0.004")
+    shutil.rmtree(prepare.folder / "runs")
+    assert "is made anew: the source's SHA-256 is" in prepare("mini/breakout-medium-0.004")
+
+
+def test_a_file_of_an_older_kit_is_made_anew(prepare):
+    path = prepare.folder / f"data/mini/{REACHER}.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, provenance=np.array(json.dumps({"data": "mini-reacher2d-sac@0b641e36"})))
+    assert "is made anew: the file was made by an older kit" in prepare(f"mini/{REACHER}")
+    load_dataset(path)
+
+
+def test_a_damaged_file_is_one_line(prepare):
+    prepare(f"mini/{REACHER}")
+    path = prepare.folder / f"data/mini/{REACHER}.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "is damaged" in refused(prepare, f"mini/{REACHER}")
+
+
+def test_two_that_start_together_make_it_once(kit):
+    command = [sys.executable, "prepare_data.py", "mini/hopper-medium-0.005", "--workers", "1"]
+    both = [subprocess.Popen(command, cwd=kit.folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted("is up to date" in out for out in said) == [False, True]
+    assert sorted("10 of 2,186 episodes" in out for out in said) == [False, True]
+    assert [path.name for path in (kit.folder / "data/mini").iterdir()] == ["hopper-medium-0.005.npz"]
+
+
+# --- the paper profile: what was given ---------------------------------------------------------
+
+def test_a_given_file_is_kept_without_the_word_and_compared_with_it(prepare, monkeypatch):
+    monkeypatch.setattr(prepare_data.d4rl, "download", lambda *_: pytest.fail("it is not looked for"))
+    cell = "paper/hopper-medium-0.1"
+    one = write_d4rl(prepare.folder / "one.hdf5", d4rl_arrays()[0])
+    two = write_d4rl(prepare.folder / "two.hdf5", d4rl_arrays(seed=1)[0])
+    prepare(cell, "--data", one)
+    finish_a_run(prepare.folder, cell)
+    path = prepare.folder / f"data/{cell}.npz"
+    before = stamp(path)
+    assert load_provenance(path)["data"].startswith("one.hdf5@")
+    assert "up to date, from one.hdf5@" in prepare(cell) and "which was given" in prepare(cell, "--replace")
+    shutil.copy(one, prepare.folder / "copy.hdf5")
+    assert "is up to date" in prepare(cell, "--data", prepare.folder / "copy.hdf5")
+    line = refused(prepare, cell, "--data", two)
+    assert "the source's SHA-256 is" in line and "--replace" in line
+    # what it was made from is not there to make another subset of it
+    line = refused(prepare, cell, "--subset_seed", "1")
+    assert "subset_seed is 1, the file was made with 0" in line and "--data" in line and "one.hdf5@" in line
+    assert stamp(path) == before
+    assert "is made anew" in prepare(cell, "--data", two, "--replace")
+    assert load_provenance(path)["data"].startswith("two.hdf5@")
+
+
+def test_a_downloaded_file_is_not_asked_for_again(prepare, monkeypatch):
+    cell = "paper/hopper-medium-0.1"
+    source = write_d4rl(prepare.folder / "hopper_medium-v2.hdf5", d4rl_arrays()[0])
+    asked = []
+    monkeypatch.setattr(prepare_data.d4rl, "download", lambda urls, *_: asked.append(urls) or source)
+    prepare(cell)
+    provenance = load_provenance(prepare.folder / f"data/{cell}.npz")
+    assert not provenance["given"] and asked
+    asked.clear()
+    assert "is up to date" in prepare(cell) and not asked
+    assert "is made anew: subset_seed is 1" in prepare(cell, "--subset_seed", "1") and asked
+
+
+def test_a_replay_cell_on_disk_comes_back(prepare):
+    arrays, lengths = replay_arrays(actions=6)
+    write_replay(prepare.folder / "replay", arrays)
+    prepare("paper/pong-medium-1", "--data", prepare.folder / "replay")
+    data, provenance = load_dataset(prepare.folder / "data/paper/pong-medium-1.npz")
+    assert np.array_equal(data["observations"], arrays["observation"][:lengths.sum()])
+    assert data["observations"].dtype == np.uint8 and data["actions"].dtype == np.int64
+    assert provenance["data"].startswith("dqn-replay-Pong-1-10@")
+    assert provenance["return_mean"] is None            # clipped rewards are no score
+    assert provenance["made_from"]["source"] == "replay"
+
+
+def test_one_folder_serves_all_suites(prepare):
+    """DATA=/data for `make all`: a folder a suite, and what it lacks of Reacher2d is played."""
+    top = prepare.folder / "datasets"
+    for name in ("mujoco", "reacher2d"):
+        (top / name).mkdir(parents=True)
+    write_d4rl(top / "mujoco/hopper_medium-v2.hdf5", d4rl_arrays()[0])
+    write_replay(top / "atari/Pong/1/replay_logs", replay_arrays(actions=6)[0])
+    assert "from hopper_medium-v2.hdf5@" in prepare("paper/hopper-medium-0.1", "--data", top)
+    assert "from dqn-replay-Pong-1-10@" in prepare("paper/pong-medium-0.1", "--data", top)
+    out = prepare(f"paper/{REACHER}", "--data", top)
+    assert f"{top} has no file for reacher2d-medium, so its data are played\n" in out
+    assert "from kit-reacher2d-sac@0b641e36" in out
+    assert "is up to date" in prepare(f"paper/{REACHER}", "--data", top)
+    assert "is up to date" in prepare(f"paper/{REACHER}")
+    # and what it has is taken
+    write_d4rl(top / "reacher2d/reacher2d-medium.hdf5", d4rl_arrays(state_dim=12, action_dim=2)[0])
+    out = prepare(f"paper/{REACHER}", "--data", top)
+    assert "source is d4rl, the file was made with played" in out and "reacher2d-medium@" not in out
+    assert "from reacher2d-medium.hdf5@" in out and "is up to date" in prepare(f"paper/{REACHER}")
+
+
+def test_a_named_file_or_url_is_taken_for_reacher2d_and_a_mistyped_one_refused(prepare):
+    served = prepare.folder / "served"
+    served.mkdir()
+    path = write_d4rl(served / "mine.hdf5", d4rl_arrays(state_dim=12, action_dim=2)[0])
+    assert "from mine.hdf5@" in prepare(f"paper/{REACHER}", "--data", path)
+    provenance = load_provenance(prepare.folder / f"data/paper/{REACHER}.npz")
+    assert provenance["given"] and provenance["reference_max"] == 100
+    line = refused(prepare, "paper/reacher2d-medium-0.3", "--data", prepare.folder / "nowhere")
+    assert "found no file at" in line and "reacher2d-medium.hdf5" in line
+    other = write_d4rl(prepare.folder / "hopper.hdf5", d4rl_arrays()[0])
+    assert "another environment" in refused(prepare, "paper/reacher2d-medium-0.3", "--data", other)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(served))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    assert "is up to date" in prepare(f"paper/{REACHER}", "--data", f"{url}/mine.hdf5")
+    assert "so its data are played" in prepare("paper/reacher2d-medium-0.3", "--data", url)
+    assert "404" in refused(prepare, "paper/reacher2d-medium-1", "--data", f"{url}/nowhere.hdf5")
+    server.shutdown()
+
+
+def test_train_refuses_another_games_actions(kit, tmp_path):
+    write_replay(tmp_path / "replay", replay_arrays(actions=6)[0])
+    kit("prepare_data.py", "paper/pong-medium-1", "--data", str(tmp_path / "replay"))
+    data = kit.folder / "data/paper"
+    (data / "pong-medium-1.npz").rename(data / "breakout-medium-1.npz")
+    assert "does not have" in one_line(kit("train.py", "paper/breakout-medium-1/dt/seed0", check=False))
+    done = kit("train.py", "paper/breakout-medium-1/dt/seed0", "--schedule", "nonsense", check=False)
+    assert "invalid choice" in one_line(done)
+
+
+def test_a_source_of_ones_own_is_a_file_and_a_word(prepare, monkeypatch):
+    """What docs/extending.md promises: SETTINGS, digest and load, and its line in the table."""
+    data = {"observations": np.zeros((5, 11), np.float32), "last_observations": np.zeros((2, 11), np.float32),
+            "actions": np.zeros((5, 3), np.float32), "rewards": np.ones(5, np.float32),
+            "terminals": np.arange(5) == 1, "offsets": np.array([0, 2, 5])}
+
+    def load(config, where, options):
+        return Episodes("own", "own.bin", "0" * 64, 4, np.array([1, 3]), data, np.array([2.0, 3.0]))
+
+    own = SimpleNamespace(__name__="sources.own", SETTINGS=(), digest=lambda *_: "0" * 64, load=load)
+    monkeypatch.setitem(prepare_data.SOURCES, "mujoco", own)
+    out = prepare("paper/hopper-medium-0.5")
+    assert "2 of 4 episodes, 5 steps, from own@00000000; return 2.5 +- 0.7071" in out
+    _, provenance = load_dataset(prepare.folder / "data/paper/hopper-medium-0.5.npz")
+    assert provenance["made_from"]["source"] == "own" and provenance["episodes"] == [1, 3]
+
+
+def test_wrong_names_end_in_one_line(kit):
+    for name, said in (("mini/hopper-medium-2", "ratio"), ("mini/hoper-medium-0.1", "hopper-medium"),
+                       ("big/hopper-medium-0.1", "mini, paper"), ("big/text", "mini, paper")):
+        assert said in one_line(kit("prepare_data.py", name, check=False))
+
+
+# --- text --------------------------------------------------------------------------------------
+
+@pytest.fixture
+def words(prepare):
+    """Two text files."""
+    for name in ("one", "two"):
+        (prepare.folder / f"{name}.txt").write_text(f"The cat sat on {name} mat.\n" * 50)
+    return prepare.folder
+
+
+def texts(folder, profile="paper"):
+    return sorted((folder / "data" / profile).glob("text-*.npz"))
+
+
+def test_tokens_are_named_by_the_tokenizers_digest_and_not_by_its_folder(prepare, words, tiny_gpt2):
+    """/b/gpt2 does not get the tokens of /a/gpt2, and a copy of a tokenizer does not make them twice."""
+    for place in ("a", "b", "c"):
+        shutil.copytree(tiny_gpt2, words / place / "gpt2")
+    tokenizer = json.loads((words / "b/gpt2/tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    (words / "b/gpt2/tokenizer.json").write_text(json.dumps(tokenizer))
+    for place in ("a", "b", "c"):
+        out = prepare("paper/text", "--lm", words / place / "gpt2", "--text", words / "one.txt")
+        assert ("is up to date" in out) == (place == "c")
+    a, b = (load_arrays(path, ["tokens"]) for path in texts(words))
+    assert len(a[0]["tokens"]) != len(b[0]["tokens"])
+    assert {found["text"] for _, found in (a, b)} == {"one.txt"}
+    assert a[0]["tokens"].dtype == np.uint32 and a[1]["tokens"] == len(a[0]["tokens"])
+
+
+def test_text_is_kept_without_the_word_and_another_is_refused(prepare, words, tiny_gpt2):
+    same = ("paper/text", "--lm", tiny_gpt2)
+    assert "tokens of one.txt" in prepare(*same, "--text", words / "one.txt")
+    path, = texts(words)
+    before = stamp(path)
+    shutil.copy(words / "one.txt", words / "copy.txt")
+    for more in ((), ("--text", words / "one.txt"), ("--text", words / "copy.txt"), ("--replace",)):
+        assert "is up to date, from one.txt" in prepare(*same, *more)
+    line = refused(prepare, *same, "--text", words / "two.txt")
+    assert "holds one.txt" in line and "two.txt" in line and "--replace" in line
+    assert stamp(path) == before
+    assert "tokens of two.txt" in prepare(*same, "--text", words / "two.txt", "--replace")
+    assert load_provenance(path)["text"] == "two.txt"
+
+
+def test_the_papers_language_model_needs_no_word(kit, tmp_path, tiny_gpt2):
+    """As the hub's cache keeps it."""
+    snapshot = tmp_path / "hub/models--gpt2/snapshots/0"
+    shutil.copytree(tiny_gpt2, snapshot)
+    (tmp_path / "hub/models--gpt2/refs").mkdir()
+    (tmp_path / "hub/models--gpt2/refs/main").write_text("0")
+    (kit.folder / "one.txt").write_text("The cat sat on the mat.\n" * 50)
+    out = kit("prepare_data.py", "paper/text", "--text", "one.txt", HF_HUB_CACHE=str(tmp_path / "hub"),
+              HF_HUB_OFFLINE="1").stdout
+    assert "tokens of one.txt" in out and load_provenance(texts(kit.folder)[0])["lm"] == "gpt2"
+
+
+def test_the_mini_profiles_text_is_pythons_own(kit):
+    out = kit("prepare_data.py", "mini/text").stdout
+    assert "tokens of python-3" in out
+    provenance = load_provenance(texts(kit.folder, "mini")[0])
+    assert provenance["lm"] == "mini" and provenance["tokens"] > 100_000
+
+
+def test_text_is_looked_at_before_the_tokenizer_is_loaded(prepare, words, monkeypatch):
+    monkeypatch.setattr(prepare_data.text, "WIKITEXT", ("http://127.0.0.1:9/wikitext.zip",))
+    line = refused(prepare, "paper/text", "--lm", "/no/such/lm", "--text", words / "nowhere.txt")
+    assert "nowhere.txt is no readable text" in line
+    line = refused(prepare, "paper/text", "--lm", "/no/such/lm")
+    assert "could not download wikitext.zip" in line and "TEXT=/path/to" in line
+    line = refused(prepare, "paper/text", "--lm", "/no/such/lm", "--text", words / "one.txt")
+    assert "there is no folder /no/such/lm" in line
+
+
+def test_the_hint_for_missing_text_is_a_command_that_works(prepare, words, tiny_gpt2, monkeypatch):
+    monkeypatch.setattr(prepare_data.text, "WIKITEXT", ("http://127.0.0.1:9/wikitext.zip",))
+    line = refused(prepare, "paper/text", "--lm", tiny_gpt2)
+    assert "pass TEXT=/path/to/wiki.train.raw (--text)" in line
+    with pytest.raises(SystemExit, match="python prepare_data.py paper/text --lm") as stop:
+        load_arrays(prepare.folder / "data/paper/text-00000000.npz", ["tokens"])
+    profile, lm = str(stop.value).split("prepare_data.py ")[1].split()[:2]
+    assert profile == "paper/text" and lm == "--lm"
+
+
+def test_a_damaged_text_is_one_line(prepare, words, tiny_gpt2):
+    prepare("paper/text", "--lm", tiny_gpt2, "--text", words / "one.txt")
+    path, = texts(words)
+    path.write_bytes(path.read_bytes()[:500])
+    assert "is damaged" in refused(prepare, "paper/text", "--lm", tiny_gpt2)
