@@ -18,12 +18,10 @@ arrays that finished runs were trained on are replaced by others only with --rep
 --text a file is kept whatever it was made from, so that a forgotten word costs nothing.
 """
 
-import importlib
 import os
 
 from kit import fail
 from kit.settings import Options, configuration, parse_cell, run_name
-from tasks import PROFILES, TASKS
 
 OPTIONS = Options(__doc__)
 OPTIONS.add_argument("name", type=run_name, help="PROFILE/CELL, or PROFILE/text")
@@ -38,13 +36,15 @@ OPTIONS.add_argument("--replace", action="store_true", help="other data than fin
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a moment
 
-import hashlib
 import json
 
-from kit.artifacts import arrays_digest, dataset_path, load_provenance, run_folder, save_arrays, text_path
-from sources import d4rl, played, replay, text
+from kit.artifacts import arrays_digest, dataset_path, load_provenance, run_folder, save_arrays
+from sources import d4rl, played, replay
 from sources.d4rl import reference
 from sources.download import locked
+
+if __name__ != "__main__" or ARGS.name.endswith("/text"):  # a cell need not wait for tokenizers
+    from sources import text
 
 # suite -> where its data come from; in the mini profile all are played
 SOURCES = {"mujoco": d4rl, "kitchen": d4rl, "reacher2d": d4rl, "atari": replay}
@@ -161,37 +161,5 @@ def summary(path, provenance):
     return line
 
 
-# --- text --------------------------------------------------------------------------------------
-
-def prepare_text(args):
-    profile = args.name.split("/")[0]
-    lm = args.lm.rstrip("/") or configuration(f"{profile}/{next(iter(TASKS))}-1/lamo/seed0")["lm"]
-    some = any(text_path(profile, "").parent.glob("text-*.npz"))
-    # before the tokenizer is loaded, which takes seconds
-    found = text.read(args.text, profile, args.timeout) if args.text or not some else None
-    # here, because cells do without transformers
-    language_models = importlib.import_module("kit.language_models")
-    path = text_path(profile, language_models.tokenizer_digest(lm))
-    with locked(path):
-        if path.exists():
-            old = load_provenance(path)
-            if not args.text or digest_of(found[1]) == old["text_sha256"]:
-                print(f"{path} is up to date, from {old['text']}")
-                return
-            if not args.replace:
-                fail(f"{path} holds {old['text']}, which is another text than {args.text}; move it away, or "
-                     "replace it with --replace (REPLACE=1)")
-        name, words = found or text.read("", profile, args.timeout)
-        tokens = text.encode(words, language_models.load_tokenizer(lm))
-        provenance = {"text": name, "text_sha256": digest_of(words), "bytes": len(words.encode()), "lm": lm,
-                      "tokens": len(tokens)}
-        save_arrays(path, provenance, {"tokens": tokens})
-    print(f"{path}: {len(tokens):,} tokens of {name}")
-
-
-def digest_of(words):
-    return hashlib.sha256(words.encode()).hexdigest()
-
-
 if __name__ == "__main__":
-    (prepare_text if ARGS.name in [f"{profile}/text" for profile in PROFILES] else prepare)(ARGS)
+    (text.prepare if ARGS.name.endswith("/text") else prepare)(ARGS)

@@ -50,7 +50,7 @@ def plan(cells, every, make):
 
 def words_of(run, overrides, make):
     profile, _, _, method, _ = settings.parse_run(run)
-    if make["LM"] and not settings.names_own_lm(profile, method):
+    if make["LM"] and settings.takes_lm(profile, method):
         overrides = overrides | {"lm": overrides["lm"] or make["LM"]}
     config = settings.configuration(run, **overrides)
     folder = Path("runs") / run

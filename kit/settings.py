@@ -101,6 +101,8 @@ def configuration(run, **overrides):
     else:
         config.setdefault("max_timestep", config["horizon"])
     config |= {key: value for key, value in overrides.items() if value is not None and key in config}
+    if config.get("trunk") == "dt":
+        config["lm"] = None
     for name in ("lm", "adapter"):
         if config.get(name):
             config[name] = config[name].rstrip("/")
@@ -108,10 +110,16 @@ def configuration(run, **overrides):
             "method": method, "seed": seed} | config
 
 
-def names_own_lm(profile, method):
-    """Whether a method's row names the language model itself, so that LM= is not for it."""
+def own_lm(profile, method):
+    """The language model that a method's row names itself; None if it names none."""
     row = METHODS[method]
-    return bool((row | row.get(profile, {})).get("lm"))
+    return (row | row.get(profile, {})).get("lm")
+
+
+def takes_lm(profile, method):
+    """Whether LM= is for a method: it has a language model, and its row does not say which."""
+    without = is_baseline(method) or METHODS[method].get("trunk") == "dt"
+    return not without and own_lm(profile, method) is None
 
 
 def short(value):
@@ -175,15 +183,14 @@ def options(manual, run="one"):
 def axes():
     """What the Makefile needs to know, as make variables."""
     baselines = [method for method in METHODS if is_baseline(method)]
-    own = {f"{profile}/{method}": (METHODS[method] | METHODS[method].get(profile, {})).get("lm")
-           for profile in PROFILES for method in METHODS if names_own_lm(profile, method)}
-    none = [f"{profile}/{method}" for profile in PROFILES for method in METHODS
-            if is_baseline(method) or METHODS[method].get("trunk") == "dt"]
+    runs = [(profile, method) for profile in PROFILES for method in METHODS]
+    no_lm = [f"{profile}/{method}" for profile, method in runs if not takes_lm(profile, method)]
+    own = [f"LM_{profile}/{method} := {own_lm(profile, method)}" for profile, method in runs
+           if own_lm(profile, method)]
     return "\n".join([
         f"TASKS := {' '.join(TASKS)}", f"CELLS := {' '.join(cells())}",
         f"ALL_METHODS := {' '.join(METHODS)}", f"BASELINES := {' '.join(baselines)}",
-        f"NO_LM := {' '.join([*own, *none])}",  # of PROFILE/METHOD that LM= is not for
-        *(f"LM_{name} := {lm}" for name, lm in own.items())])
+        f"NO_LM := {' '.join(no_lm)}", *own])  # of PROFILE/METHOD that LM= is not for
 
 
 def listing():

@@ -4,9 +4,11 @@ reads   a text file (UTF-8), a Parquet file with a column `text` (as the hub sto
         either, a zip with a member `...train.raw` (WikiText's own), or a URL of one of these files.
         Without one: WikiText-103, downloaded once; in the mini profile the documentation in Python's standard
         library, which everybody has.
+writes  data/PROFILE/text-TOKENIZER.npz, tokens (T,) and their provenance, named by the tokenizer's digest
 """
 
 import ast
+import hashlib
 import sys
 import sysconfig
 import zipfile
@@ -16,13 +18,47 @@ import numpy as np
 from tqdm import tqdm
 
 from kit import fail
-from kit.artifacts import first_words
-from sources.download import DOWNLOADS, download, is_url, url_folder
+from kit.artifacts import first_words, load_provenance, save_arrays, text_path
+from kit.language_models import load_tokenizer, tokenizer_digest
+from kit.settings import configuration
+from sources.download import DOWNLOADS, download, is_url, locked, url_folder
+from tasks import PROFILES, TASKS
 
 WIKITEXT = ("https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
             "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-raw-v1.zip")
 TAKES = ("TEXT= takes a text file in UTF-8, a Parquet file with a column text, a folder of either, "
          "WikiText's zip, or a URL")
+
+
+def prepare(args):
+    """Write the tokens of args.text (or the profile's own) by the tokenizer of args.lm (or the profile's).
+    Tokens that are there are kept, unless another text is given with args.replace."""
+    profile = args.name.split("/")[0]
+    if profile not in PROFILES:
+        fail(f"no profile {profile!r} in {args.name!r}; there are {', '.join(PROFILES)}")
+    lm = args.lm.rstrip("/") or configuration(f"{profile}/{next(iter(TASKS))}-1/lamo/seed0")["lm"]
+    some = any(text_path(profile, "").parent.glob("text-*.npz"))
+    # before the tokenizer is loaded, which takes seconds
+    found = read(args.text, profile, args.timeout) if args.text or not some else None
+    path = text_path(profile, tokenizer_digest(lm))
+    with locked(path):
+        if path.exists():
+            old = load_provenance(path)
+            if not args.text or digest_of(found[1]) == old["text_sha256"]:
+                print(f"{path} is up to date, from {old['text']}")
+                return
+            if not args.replace:
+                fail(f"{path} holds {old['text']}, which is another text than {args.text}; move it away, or "
+                     "replace it with --replace (REPLACE=1)")
+        name, words = found or read("", profile, args.timeout)
+        tokens = encode(words, load_tokenizer(lm))
+        save_arrays(path, {"text": name, "text_sha256": digest_of(words), "bytes": len(words.encode()),
+                           "lm": lm, "tokens": len(tokens)}, {"tokens": tokens})
+    print(f"{path}: {len(tokens):,} tokens of {name}")
+
+
+def digest_of(words):
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def read(where, profile, timeout):

@@ -47,8 +47,9 @@ def test_a_task_of_d4rl(kit, tmp_path_factory):
     add(kit, "A task of D4RL")
     data = tmp_path_factory.mktemp("d4rl")
     write_d4rl(data / "hopper_medium_replay-v2.hdf5", d4rl_arrays(episodes=300)[0])
-    out = kit("make", "PROFILE=paper", "hopper-medium-replay-0.01", SHORT, f"DATA={data}", "METHODS=dt").stdout
-    assert "paper/hopper-medium-replay-0.01: data hopper_medium_replay-v2.hdf5@" in out
+    cell = "hopper-medium-replay-0.01"
+    out = kit("make", "PROFILE=paper", cell, SHORT, f"DATA={data}", "METHODS=dt").stdout
+    assert f"paper/{cell}: data hopper_medium_replay-v2.hdf5@" in out
     (row,) = [line for line in out.splitlines() if line.startswith("dt ")]
     assert row.split("|")[-1].strip() == "29.3"
     assert "hopper-medium-replay-0.005" in kit("make", "list").stdout
@@ -60,7 +61,8 @@ def test_a_baseline(kit):
     assert "\ncrr " in out
     log = (kit.folder / "runs/mini/reacher2d-medium-0.1/crr/seed0/train.csv").read_text().splitlines()
     assert log[0] == "step,critic_loss,actor_loss" and len(log) == 3
-    assert "crr needs continuous actions" in one_line(kit("make", "pong-medium-1", "METHODS=crr", check=False))
+    line = one_line(kit("make", "pong-medium-1", "METHODS=crr", check=False))
+    assert "crr needs continuous actions" in line
 
 
 def test_a_source_of_data(kit, tmp_path_factory):
@@ -84,8 +86,8 @@ def test_a_source_of_data(kit, tmp_path_factory):
 def test_all_recipes_together_are_as_clean_as_the_kit(kit):
     for heading in ("A variant of a method", "A task of D4RL", "A baseline", "A source of data"):
         add(kit, heading)
-    files = sorted({match["file"] for match in BLOCK.finditer(PAGE.read_text()) if match["file"].endswith(".py")})
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "--config", KIT / "pyproject.toml", *files],
-                          cwd=kit.folder, capture_output=True, text=True)
+    files = {match["file"] for match in BLOCK.finditer(PAGE.read_text()) if match["file"].endswith(".py")}
+    ruff = [sys.executable, "-m", "ruff", "check", "-q", "--config", KIT / "pyproject.toml", *sorted(files)]
+    done = subprocess.run(ruff, cwd=kit.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     kit("-m", "kit.settings", "mini/hopper-medium-0.01/crr/seed0")

@@ -31,7 +31,7 @@ def prepare(tmp_path, monkeypatch, capsys):
     def run(*words):
         args = prepare_data.OPTIONS.parse_args([*map(str, words), "--workers", "1", "--timeout", "5"])
         capsys.readouterr()
-        (prepare_data.prepare_text if args.name.endswith("/text") else prepare_data.prepare)(args)
+        (prepare_data.text.prepare if args.name.endswith("/text") else prepare_data.prepare)(args)
         return capsys.readouterr().out
 
     run.folder = tmp_path

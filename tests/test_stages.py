@@ -44,7 +44,7 @@ def stages(tmp_path, monkeypatch, capsys):
 
     def run(cell, methods, data=(), lm="mini"):
         prepare_data.prepare(prepare_data.OPTIONS.parse_args([cell, *data]))
-        prepare_data.prepare_text(prepare_data.OPTIONS.parse_args(
+        prepare_data.text.prepare(prepare_data.OPTIONS.parse_args(
             [f"{cell.split('/')[0]}/text", "--text", "text.txt", "--lm", lm]))
         for method in methods:
             baseline = settings.is_baseline(method)

@@ -146,13 +146,13 @@ def test_the_papers_settings_of_the_baselines():
     assert not of("cql", "walker2d-medium")["normalize_rewards"]
 
 
-@pytest.mark.parametrize("profile, method, own", [
-    ("mini", "lamo", False), ("mini", "dt", False), ("mini", "bc", False), ("mini", "lamo-random", False),
-    ("mini", "lamo-early", True), ("paper", "lamo-early", False), ("mini", "lamo-random-corpus", True),
-    ("paper", "lamo-medium", True), ("mini", "lamo-medium", False), ("paper", "lamo-smollm2", True),
-    ("mini", "lamo-smollm2", True), ("paper", "wiki", False)])
-def test_which_methods_name_their_own_language_model(profile, method, own):
-    assert settings.names_own_lm(profile, method) == own
+@pytest.mark.parametrize("profile, method, takes", [
+    ("mini", "lamo", True), ("mini", "dt", False), ("mini", "bc", False), ("mini", "lamo-random", True),
+    ("mini", "lamo-early", False), ("paper", "lamo-early", True), ("mini", "lamo-random-corpus", False),
+    ("paper", "lamo-medium", False), ("mini", "lamo-medium", True), ("paper", "lamo-smollm2", False),
+    ("mini", "lamo-smollm2", False), ("paper", "wiki", True)])
+def test_which_methods_lm_is_for(profile, method, takes):
+    assert settings.takes_lm(profile, method) == takes
 
 
 # --- what differs ------------------------------------------------------------------------------
