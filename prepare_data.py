@@ -85,6 +85,8 @@ def source_of(config, args, old):
     if config["profile"] == "mini":
         if args.data:
             fail("DATA= belongs to the paper profile; the mini profile plays its own data")
+        if "player" not in config:
+            fail(f"{config['task']} has no player in the mini profile (tasks.py); make it with PROFILE=paper")
         return played
     source = SOURCES[config["suite"]]
     if "player" not in config:

@@ -30,6 +30,10 @@ from tasks import METHODS
 def plan(cells, every, make):
     """The words for these cells. every: of METHODS, take those that a task has, as `make all` does."""
     overrides = settings.options("", run="none").parse_args(shlex.split(make["ARGS"]))
+    for name in ("METHODS", "SEEDS"):
+        asked = make[name].split()
+        if not asked or len(asked) > len(set(asked)):
+            settings.fail(f"{name}={make[name]!r} is empty or names one twice; e.g. METHODS=\"lamo dt\" SEEDS=\"0 1\"")
     words = []
     for cell in cells:
         profile, task, _ = settings.parse_cell(f"{make['PROFILE']}/{cell}")

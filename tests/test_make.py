@@ -117,7 +117,8 @@ def test_replace_makes_anew_what_differs_and_nothing_else(kit):
     assert f"{runs}/lamo/seed0/final.safetensors" in new and f"{runs}/lamo/seed0/eval.csv" in new
     assert not any("/dt/" in name or name.startswith("data") for name in new)
     assert "mini-random@" in (kit.folder / f"results/mini/{REACHER}.csv").read_text()
-    assert "changed: lm=mini-random" in kit("make", REACHER, SHORT, "LM=mini-random").stdout
+    out = kit("make", REACHER, SHORT, "LM=mini-random").stdout
+    assert "lamo: settings changed:" in out and "lm=mini-random" in out
 
     # a setting of DT's in tasks.py concerns DT alone; FRESH=1 makes all anew, as after a change of the code
     table = kit.folder / "tasks.py"
@@ -185,6 +186,8 @@ def test_data_settings_do_not_break_make_for_a_task_without_a_mini_player(kit):
     table.write_text(table.read_text().replace(
         '"mini": {"player": "walker2d", "trajectories": 1190},', ""))
     assert "prepare_data.py" in kit("make", "-n", REACHER).stdout
+    line = one_line(kit("make", "walker2d-medium-0.01", SHORT, check=False))
+    assert "walker2d-medium" in line and "mini" in line and "PROFILE=paper" in line
     assert "walker2d-medium-1" in kit("make", "list").stdout
 
 
