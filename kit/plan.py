@@ -33,7 +33,8 @@ def plan(cells, every, make):
     for name in ("METHODS", "SEEDS"):
         asked = make[name].split()
         if not asked or len(asked) > len(set(asked)):
-            settings.fail(f"{name}={make[name]!r} is empty or names one twice; e.g. METHODS=\"lamo dt\" SEEDS=\"0 1\"")
+            settings.fail(f"{name}={make[name]!r} names none, or one twice; for example METHODS=\"lamo dt\" "
+                          "SEEDS=\"0 1\"")
     words = []
     for cell in cells:
         profile, task, _ = settings.parse_cell(f"{make['PROFILE']}/{cell}")
