@@ -201,8 +201,9 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
     log.save()
     artifacts.save_tensors(folder / "final.safetensors", saved, run=run, step=steps)
     (folder / "state.safetensors").unlink(missing_ok=True)
-    print(f"{run}: done, " + ", ".join(f"{name} {log.rows[0].get(name, '')} -> {value}" for name, value in
-                                       log.rows[-1].items() if name.endswith(("_loss", "_term"))))
+    losses = {name: value for name, value in log.rows[-1].items() if name.endswith(("_loss", "_term"))}
+    print(f"{run}: done, " + ", ".join(f"{name} {log.rows[0].get(name, '')} -> {value}"
+                                       for name, value in losses.items() if value != "0"))
 
 
 # --- the stage ---------------------------------------------------------------------------------
