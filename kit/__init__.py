@@ -20,4 +20,5 @@ from pathlib import Path
 
 def fail(message):
     """End the program with one line: what is wrong, in which file, and what to do."""
-    sys.exit(f"{Path(sys.argv[0]).stem}: {message}")
+    program = Path(sys.argv[0])
+    sys.exit(f"{program.parent.name if program.stem == '__main__' else program.stem}: {message}")
