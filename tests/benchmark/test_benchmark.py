@@ -42,7 +42,7 @@ def test_a_peer_computes_the_same_the_stock_way(monkeypatch):
     _, kit = models.build("wiki", "float32")
     assert peer.trunk.config._attn_implementation == "sdpa"
     assert kit.trunk.config._attn_implementation == "lamo"
-    assert peer.reading is not kit.reading and peer.word_loss is not kit.word_loss
+    assert peer.reading is not kit.reading and peer.word_loss is kit.word_loss
     kit.load_state_dict(peer.state_dict())
     states, actions = torch.randn(2, 5, config["state_dim"]), torch.rand(2, 5, config["action_dim"])
     batch = states, actions, torch.rand(2, 5, 1), torch.arange(5).repeat(2, 1)
