@@ -8,6 +8,7 @@ language_models  where a language model is found, loaded, and named by digest
 quick            the same functions, computed with less
 adapters         LoRA in the format of the peft library
 envs             the environments
+gathering        the runs of a cell in one file
 statistics       scores and their intervals
 policy           how a trained network acts in them
 

@@ -16,7 +16,6 @@ import torch
 
 from kit import artifacts, fail, settings
 
-MACHINE = ("code", "torch", "numpy", "device", "threads")  # what may change when a killed run goes on
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam and AdamW remember of a parameter
 
 
@@ -56,7 +55,8 @@ def begin(folder, record, weights, optimizers, replace, fresh):
     artifacts.remove_leftovers(folder)
     state, finished = folder / "state.safetensors", (folder / "final.safetensors").exists()
     old = artifacts.load_config(run_of(record)) if state.exists() or finished else None
-    differs = settings.differences(old, record, without=(*MACHINE, *settings.EVALUATION)) if old else []
+    may_differ = (*settings.MACHINE, *settings.EVALUATION)
+    differs = settings.differences(old, record, without=may_differ) if old else []
     if differs and not (replace or fresh):
         fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which {'; '.join(differs[:3])}"
              f"{' and more' if len(differs) > 3 else ''}; move it away, or let it be replaced: --replace, or "
@@ -69,7 +69,7 @@ def begin(folder, record, weights, optimizers, replace, fresh):
         artifacts.write_json(folder / "config.json", record)
         return 0
     done = load_state(state, weights, optimizers)
-    changed = {name: record[name] for name in MACHINE if record[name] != old[name]}
+    changed = {name: record[name] for name in settings.MACHINE if record[name] != old[name]}
     if changed:  # the bytes to come may differ from those of a run that was not moved
         resumed = [*old.get("resumed", []), {"step": done} | changed]
         artifacts.write_json(folder / "config.json", old | {"resumed": resumed})

@@ -17,6 +17,8 @@ from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, SEQUENCE
 
 # What a finished run can be played with anew; everything else makes another run.
 EVALUATION = ("episodes", "at_once", "target_returns", "score_window")
+# What may change when a killed run goes on elsewhere.
+MACHINE = ("code", "torch", "numpy", "device", "threads")
 # What a task or a method is, and nobody sets.
 NATURE = ("kind", "pixels", "discrete", "released")
 
