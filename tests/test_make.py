@@ -131,15 +131,15 @@ def test_replace_makes_anew_what_differs_and_nothing_else(kit):
     new = changed(before, stamps(kit.folder))
     assert {name.split("/")[3] for name in new if name.startswith("runs")} == {"dt"}
     before = stamps(kit.folder)
-    kit("make", REACHER, SHORT, "LM=mini-random", "FRESH=1")
-    assert {f"{runs}/{method}/seed0/{file}" for method in ("lamo", "dt") for file in (
-        "final.safetensors", "eval.csv")} <= changed(before, stamps(kit.folder))
+    kit("make", REACHER, SHORT, "METHODS=dt", "FRESH=1")
+    assert {f"{runs}/dt/seed0/{file}" for file in ("final.safetensors", "eval.csv")} <= changed(
+        before, stamps(kit.folder))
 
 
 def test_settings_of_evaluation_only_evaluate_anew(kit):
     kit("make", REACHER, SHORT, "METHODS=dt")
     before, run = stamps(kit.folder), f"runs/mini/{REACHER}/dt/seed0"
-    for more in ("--episodes 3", "--episodes 3 --target_returns 50 9", "--episodes 3 --at_once 2"):
+    for more in ("--episodes 3 --target_returns 50 9", "--episodes 3 --at_once 2"):
         out = kit("make", REACHER, f"{SHORT} {more}", "METHODS=dt").stdout
         assert "train.py" not in out and "evaluate.py mini" in out
     with open(kit.folder / run / "eval.csv") as file:
