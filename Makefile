@@ -34,6 +34,8 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# the stages write whole files, so what is there is finished, also when a signal or a launcher fails after it
+.PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
 .PHONY: help list all setup test benchmark clean clean-runs evaluated force
@@ -114,6 +116,9 @@ ifndef INNER
   PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
+  endif
+  ifneq ($(if $(WANTED),$(lastword $(PLAN)),planned),planned)
+    $(error kit/plan.py gave no answer, so nothing was done; its error stands above. BASE_PYTHON=$(BASE_PYTHON) has to be Python 3.11 or newer)
   endif
 endif
 planned = $(filter $1:$*,$(PLAN))

@@ -171,8 +171,10 @@ def evaluate(run, device="auto", fresh=False, **overrides):
                 rows += [row_of(config, step, *episode) for episode in
                          play(merged(model, config), config, device, bar)]
             artifacts.write_csv(part, artifacts.RESULT_COLUMNS, rows)
-    artifacts.write_json(folder / "eval.json", how | {"score_window": window})
+    # eval.json says how eval.csv was played, so it is never there beside rows that were played otherwise
+    (folder / "eval.json").unlink(missing_ok=True)
     artifacts.write_csv(done, artifacts.RESULT_COLUMNS, rows)
+    artifacts.write_json(folder / "eval.json", how | {"score_window": window})
     for part in folder.glob("eval.*.part.csv"):
         part.unlink()
     summarise(run, config, rows)

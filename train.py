@@ -229,6 +229,8 @@ def load_text(config):
     """
     if config["lm_weight"] == 0:
         return None, None
+    if config["lm"] is None:
+        return None, None  # build_model says what is missing
     if config["train"] == "nothing":
         fail("nothing of the language model trains here, so a language loss moves nothing; leave out "
              "--lm_weight")

@@ -4,7 +4,7 @@
 
 reads   make's variables PROFILE METHODS SEEDS LM DATA TEXT ARGS REPLACE FRESH from the environment, and
         runs/RUN/config.json and eval.json
-prints  words for the Makefile, or "refused" and one line:
+prints  words for the Makefile, and "planned" behind them, or "refused" and one line:
             run:RUN        is asked for
             train:RUN      has to be trained (or asked whether it has to be)
             text:RUN       is to be trained and needs text
@@ -29,7 +29,11 @@ from tasks import METHODS
 
 def plan(cells, every, make):
     """The words for these cells. every: of METHODS, take those that a task has, as `make all` does."""
-    overrides = settings.options("", run="none").parse_args(shlex.split(make["ARGS"]))
+    try:
+        words = shlex.split(make["ARGS"])
+    except ValueError as error:
+        settings.fail(f"ARGS={make['ARGS']!r} cannot be read ({error})")
+    overrides = settings.options("", run="none").parse_args(words)
     for name in ("METHODS", "SEEDS"):
         asked = make[name].split()
         if not asked or len(asked) > len(set(asked)):
@@ -68,7 +72,7 @@ def words_of(run, overrides, make):
                       "replaced with REPLACE=1")
     words = [f"run:{run}"]
     if not finished or anew:
-        words += [f"train:{run}"] + [f"text:{run}"] * (config.get("lm_weight", 0) > 0)
+        words += [f"train:{run}"] + [f"text:{run}"] * bool(config.get("lm_weight") and config["lm"])
     if finished and not played(folder, config):
         words.append(f"evaluate:{run}")
     return words
@@ -90,7 +94,7 @@ def why_another(folder, config, make):
 
 def played(folder, config):
     """Whether eval.csv holds what is asked for."""
-    if not (folder / "eval.csv").exists():
+    if not (folder / "eval.csv").exists() or not (folder / "eval.json").exists():
         return False
     wanted = {name: config[name] for name in settings.EVALUATION if name in config}
     return not settings.differences(read(folder / "eval.json"), wanted)
@@ -98,7 +102,10 @@ def played(folder, config):
 
 def read(path):
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        return value
     except (OSError, ValueError) as error:
         settings.fail(f"{path} is not readable ({error}); move {path.parent} away, or make it again: FRESH=1")
 
@@ -112,6 +119,6 @@ if __name__ == "__main__":
     names = ("PROFILE", "METHODS", "SEEDS", "LM", "DATA", "TEXT", "ARGS", "REPLACE", "FRESH")
     try:
         print(*plan([arg for arg in sys.argv[1:] if arg != "all"], "all" in sys.argv,
-                    {name: os.environ.get(name, "") for name in names}))
+                    {name: os.environ.get(name, "") for name in names}), "planned")
     except SystemExit as stop:  # make says it, once
-        print("refused", stop.code)
+        print("refused", stop.code or "ARGS= asks for help; see python train.py --help")

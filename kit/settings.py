@@ -103,8 +103,8 @@ def configuration(run, **overrides):
     else:
         config.setdefault("max_timestep", config["horizon"])
     config |= {key: value for key, value in overrides.items() if value is not None and key in config}
-    if config.get("trunk") == "dt":
-        config["lm"] = None
+    if config.get("trunk") == "dt":  # it has no words
+        config |= {"lm": None, "lm_weight": 0.0}
     for name in ("lm", "adapter"):
         if config.get(name):
             config[name] = config[name].rstrip("/")
