@@ -151,7 +151,8 @@ runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
 evaluated: $(patsubst run:%,runs/%/eval.csv,$(filter run:%,$(PLAN)))
 	@:
 
-results/%.csv: $$(wildcard runs/$$*/*/seed*/eval.csv)
+# at every call, because a run that was moved here or away has no date that says so
+results/%.csv: force
 	@$(PYTHON) evaluate.py --collect $*
 
 figures/%.png: results/%.csv paper/scores.csv plot.py tasks.py

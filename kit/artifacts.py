@@ -19,6 +19,7 @@ All paths are relative to the working directory. Nothing is pickled or unpickled
 
 import csv
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -123,13 +124,16 @@ def load_config(run):
                      f"moving this one away: {run}")
 
 
+def csv_text(columns, rows):
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
 def write_csv(path, columns, rows):
-    def write(part):
-        with open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    write_whole(path, write)
+    write_whole(path, lambda part: part.write_text(csv_text(columns, rows), encoding="utf-8", newline=""))
 
 
 def read_csv(path, columns):

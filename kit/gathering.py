@@ -5,6 +5,8 @@ writes  results/PROFILE/CELL.csv, with each run's score_window, and the settings
         what its name stands for
 """
 
+import re
+
 from kit import artifacts, fail, settings
 from tasks import METHODS
 
@@ -13,9 +15,10 @@ def collect(cell):
     """results/PROFILE/CELL.csv: every evaluated run of the cell, methods in the table's order."""
     settings.parse_cell(cell)
     methods, rows, first = list(METHODS), [], {}
-    files = sorted(artifacts.run_folder(cell).glob("*/seed*/eval.csv"),
-                   key=lambda p: (methods.index(p.parts[-3]) if p.parts[-3] in methods else 99,
-                                  int(p.parts[-2][4:])))
+    # a folder of another name, "seed0.old" or that of a method that is gone, is somebody's own
+    files = [path for path in artifacts.run_folder(cell).glob("*/seed*/eval.csv")
+             if path.parts[-3] in methods and re.fullmatch("seed(0|[1-9][0-9]*)", path.parts[-2])]
+    files.sort(key=lambda path: (methods.index(path.parts[-3]), int(path.parts[-2][4:])))
     for path in files:
         run = settings.run_name(str(path.parent))
         config = artifacts.load_config(run)
@@ -28,8 +31,11 @@ def collect(cell):
         rows += [row | more for row in artifacts.read_csv(path, artifacts.RESULT_COLUMNS)]
     if not rows:
         fail(f"runs/{cell} holds no evaluated run; make one: make {cell.split('/')[1]}")
-    artifacts.write_csv(artifacts.results_path(cell),
-                        artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS, rows)
+    path = artifacts.results_path(cell)
+    columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
+    # asked at every call of make, it leaves a file alone that says the same, so that figures stay, too
+    if not path.exists() or path.read_text(encoding="utf-8") != artifacts.csv_text(columns, rows):
+        artifacts.write_csv(path, columns, rows)
 
 
 # In what the seeds of a method may differ: a random trunk and what is frozen of it are the seed's.

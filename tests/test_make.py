@@ -307,3 +307,40 @@ def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
 def test_wrong_requests_are_refused(kit, wanted, said):
     done = kit("make", *wanted, check=False)
     assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+
+
+# --- what is finished stays, and tables follow what is there --------------------------------------
+
+def test_a_launcher_that_fails_after_the_end_takes_nothing_away(kit):
+    launcher = kit.folder / "launcher"
+    launcher.write_text('#!/bin/sh\n"$@"\nexit 1\n')
+    launcher.chmod(0o755)
+    done = kit("make", REACHER, SHORT, "METHODS=dt", "LAUNCH=./launcher", check=False)
+    folder = kit.folder / f"runs/mini/{REACHER}/dt/seed0"
+    assert done.returncode != 0 and (folder / "final.safetensors").exists()
+    stamp = (folder / "final.safetensors").stat().st_mtime_ns
+    kit("make", REACHER, SHORT, "METHODS=dt")
+    assert (folder / "final.safetensors").stat().st_mtime_ns == stamp
+
+    # a run that is renamed or moved away leaves the table, without a date that says so
+    (folder.parent / "seed0.old").mkdir()
+    kit("make", REACHER, SHORT, "METHODS=dt bc")
+    folder.rename(kit.folder / "moved")
+    kit("make", REACHER, SHORT, "METHODS=bc")
+    with open(kit.folder / f"results/mini/{REACHER}.csv") as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {"bc"}
+
+
+@pytest.mark.parametrize("words, said", [
+    (("BASE_PYTHON=/nonexistent",), "BASE_PYTHON=/nonexistent"), (("ARGS=--lm 'x",), "cannot be read"),
+    (("ARGS=--help",), "nothing was done")])
+def test_a_planner_without_an_answer_is_no_plan(kit, words, said):
+    kit("make", "list")  # build/axes.mk is there
+    done = kit("make", REACHER, *words, check=False)
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (kit.folder / "runs").exists()
+
+
+def test_a_method_without_a_language_model_is_one_line_where_there_is_text_too(kit):
+    line = one_line(kit("make", "kitchen-complete-0.3", SHORT, "METHODS=lamo-medium", check=False))
+    assert "has no language model for lamo-medium" in line
