@@ -9,9 +9,10 @@
     action = policy.act(observation)                                # later: act(observation, reward)
 
 reads   runs/RUN/config.json and *.safetensors
-writes  runs/RUN/eval.csv, one row an episode, and eval.json, what was played; --collect writes
-        results/PROFILE/CELL.csv, the rows of all runs of the cell, with each run's score_window and the
-        settings in which it differs from what its name stands for
+        data/PROFILE/*-heldout.npz, if it is there
+writes  runs/RUN/eval.csv, one row an episode, with its checkpoint's losses (kit/imitation.py), and eval.json,
+        what was played; --collect writes results/PROFILE/CELL.csv, the rows of all runs of the cell, with
+        each run's score_window and the settings in which it differs from what its name stands for
 
 All target returns and episodes of a checkpoint are played in lock-step: one batched forward for each
 environment step, over those episodes that still run. Episode i starts from the same seed for every
@@ -47,6 +48,7 @@ from tqdm import tqdm
 
 from baselines import build_actor
 from kit.envs import make_env
+from kit.imitation import columns, load_heldout
 from kit.language_models import shape_digests
 from kit.policy import Policy
 from kit.quick import pick_device
@@ -163,17 +165,19 @@ def evaluate(run, device="auto", fresh=False, **overrides):
         rows = artifacts.read_csv(done, artifacts.RESULT_COLUMNS)
     elif not fresh and part.exists():  # an interrupted call that played in this way
         rows = artifacts.read_csv(part, artifacts.RESULT_COLUMNS)
-    played = {int(row["step"]) for row in rows}
+    played, heldout = {int(row["step"]) for row in rows}, load_heldout(config)
     for path in checkpoints:
         step = load_checkpoint(model, path, run)
+        losses = columns(merged(model, config), config, heldout, step, device)
         if step not in played:
             with tqdm(desc=f"{config['method']} step {step:,}", unit="step", disable=None) as bar:
                 rows += [row_of(config, step, *episode) for episode in
                          play(merged(model, config), config, device, bar)]
-            artifacts.write_csv(part, artifacts.RESULT_COLUMNS, rows)
+        rows = [row | losses if int(row["step"]) == step else row for row in rows]
+        artifacts.write_csv(part, artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, rows)
     # eval.json says how eval.csv was played, so it is never there beside rows that were played otherwise
     (folder / "eval.json").unlink(missing_ok=True)
-    artifacts.write_csv(done, artifacts.RESULT_COLUMNS, rows)
+    artifacts.write_csv(done, artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, rows)
     artifacts.write_json(folder / "eval.json", how | {"score_window": window})
     for part in folder.glob("eval.*.part.csv"):
         part.unlink()

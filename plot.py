@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from kit import artifacts
+from kit.losses import draw_losses, measured, number_losses
 from kit.statistics import interval, samples, summarise
 
 SCALE = {"mujoco": "a random policy, 100 D4RL's expert", "kitchen": "no sub-task, 100 all four",
@@ -62,6 +63,7 @@ def load_results(cell):
             for name in ("ratio", "return", "normalized_score"):
                 row[name] = float(row[name])
             row["data_score"] = float(row["data_score"] or "nan")
+            number_losses(row)
             row["target_return"] = float(row["target_return"]) if row["target_return"] else None
             if row["score_window"] < 1:
                 raise ValueError(f"score_window {row['score_window']}")
@@ -218,10 +220,14 @@ def draw(cell, rows, table):
     title = [f"{task}, ratio {ratio:g}   |   profile {profile} ({kind})   |   data {rows[0]['data']}"
              f"   |   seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}", *notes(table)]
     places = sum(len(line["scores"]) + (line["method"] in paper) + 0.8 for line in table)
-    figure = Figure((11, max(4.2, 1.5 + 0.2 * places) + 0.15 * len(title)), layout="constrained")
+    widths = (3, 2, 2) if measured(rows) else (3, 2)  # with losses in the middle
+    height = max(4.2, 1.5 + 0.2 * places) + 0.15 * len(title)
+    figure = Figure((3 + 4 * len(widths), height), layout="constrained")
     figure.suptitle("\n".join(textwrap.fill(text, 150) for text in title), fontsize=9)
-    curves, scores = figure.subplots(1, 2, width_ratios=(3, 2))
+    curves, *third, scores = figure.subplots(1, len(widths), width_ratios=widths)
     handles = draw_curves(curves, rows, table)
+    for axis in third:
+        handles += draw_losses(axis, rows, style)
     draw_scores(scores, table, paper)
     data_score = rows[0]["data_score"]
     if np.isfinite(data_score):
@@ -238,7 +244,7 @@ def draw(cell, rows, table):
     curves.set_title(textwrap.fill("; ".join(heads), 90), fontsize=9)
     scores.set_title(textwrap.fill(f"last {averaged} evaluations: mean, 95 % interval", 60)
                      + f"\na dot is {dots}", fontsize=9)
-    for axis in (curves, scores):
+    for axis in figure.axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -11,6 +11,7 @@ reads   what sources/ finds, downloads or plays, and which finished runs stand o
 writes  data/PROFILE/CELL.npz, E whole episodes as flat arrays (kit.artifacts.load_dataset says which), with
         their provenance: source and SHA-256, subset seed, chosen episodes, returns, and `made_from`, all that
         the arrays depend on
+        data/PROFILE/*-heldout.npz, episodes that no run trains on (sources/heldout.py)
         data/PROFILE/text-TOKENIZER.npz, tokens (T,), named by the tokenizer's digest
 
 The same command again leaves a file alone. If what it would be made from has changed, it is made anew, but
@@ -39,7 +40,7 @@ if __name__ == "__main__":
 import json
 
 from kit.artifacts import arrays_digest, dataset_path, load_provenance, run_folder, save_arrays
-from sources import d4rl, played, replay
+from sources import d4rl, heldout, played, replay
 from sources.d4rl import reference
 from sources.download import locked
 
@@ -65,6 +66,7 @@ def prepare(args):
         differs = differences(old.get("made_from"), made_from)
         if old and not differs:
             print(f"{path} is up to date, from {old['data']}{', which was given' if old['given'] else ''}")
+            heldout.keep(config, source, args)
             return
         if unseen and old.get("given"):
             fail(f"{path} was made from {old['data']}, which was given, and {differs}; give it again with "
@@ -77,6 +79,7 @@ def prepare(args):
         provenance = describe(config, episodes, args) | {
             "made_from": made_from, "given": bool(args.data) and source is not played}
         save_arrays(path, provenance, episodes.arrays, compress=config["pixels"])
+        heldout.keep(config, source, args, episodes)
     print(summary(path, provenance))
 
 
@@ -137,7 +140,7 @@ def check_replacing(args, old, arrays, differs):
 def describe(config, episodes, args):
     """The provenance of a cell."""
     low, high = reference(config)
-    name, source, digest, total, chosen, arrays, returns = episodes
+    name, source, digest, total, chosen, arrays, returns, _ = episodes
     provenance = {
         **{name: config[name] for name in ("profile", "cell", "task", "ratio")},
         "data": f"{name}@{digest[:8]}", "source": source, "source_sha256": digest,

@@ -37,12 +37,12 @@ from model import build_model
 # --- batches -----------------------------------------------------------------------------------
 
 
-def training_arrays(data, config):
+def training_arrays(data, config, known=None):
     """The dataset as tensors that a batch is gathered from, N rows each, and (mean, std) of states.
 
     returns_to_go[t] is the sum of rewards from t to the episode's end, t included, over
     return_scale: computed once here instead of once a sample (authors: experiment.py:103-233).
-    Frames stay single bytes, each once; sample_batch stacks four of them.
+    Frames stay single bytes, each once; windows() stacks four of them. known: another dataset's (mean, std).
     """
     starts, ends = data["offsets"][:-1], data["offsets"][1:]
     lengths = ends - starts
@@ -56,8 +56,8 @@ def training_arrays(data, config):
         returns_to_go -= rewards / config["return_scale"]
     states, mean, std = data["observations"], np.zeros(0, np.float32), np.zeros(0, np.float32)
     if not config["pixels"]:
-        mean = states.mean(0, dtype=np.float64).astype(np.float32)
-        std = (states.std(0, dtype=np.float64) + 1e-6).astype(np.float32)
+        mean, std = known or (states.mean(0, dtype=np.float64).astype(np.float32),
+                              (states.std(0, dtype=np.float64) + 1e-6).astype(np.float32))
         states = (states - mean) / std
     arrays = {
         "states": torch.from_numpy(states),
@@ -69,13 +69,17 @@ def training_arrays(data, config):
 
 
 def sample_batch(arrays, episode_ends, rng, batch_size, context):
-    """Windows of `context` steps, padded on the right where their episode ends first.
+    """Windows that start at uniformly drawn rows: in an episode drawn by its length, anywhere."""
+    return windows(arrays, episode_ends, rng.integers(0, len(episode_ends), batch_size), context)
 
-    A start drawn uniformly from all rows is an episode drawn by its length and a uniform start in it.
+
+def windows(arrays, episode_ends, starts, context):
+    """Windows of `context` steps from rows (B,), padded on the right where their episode ends first.
+
     Returns {name: (B, K, ...)} and attention_mask (B, K), 0 at padding. The authors pad trajectories
     without position embeddings on the left, which is the same function, and Atari's on the right.
     """
-    start = torch.from_numpy(rng.integers(0, len(episode_ends), batch_size))[:, None]  # (B, 1)
+    start = torch.from_numpy(starts)[:, None]                                      # (B, 1)
     rows = start + torch.arange(context)                                           # (B, K)
     mask = rows < episode_ends[start]
     rows = torch.minimum(rows, episode_ends[start] - 1)

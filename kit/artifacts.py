@@ -2,6 +2,7 @@
 read is checked, and a damaged file ends the program in one line.
 
     data/PROFILE/CELL.npz               a cell's episodes: load_dataset says which arrays
+    data/PROFILE/*-heldout.npz          episodes that no run trains on (sources/heldout.py)
     data/PROFILE/text-TOKENIZER.npz     tokens (T,) for the language loss, by the tokenizer's digest
     runs/PROFILE/CELL/METHOD/seedN/
         config.json                     the whole configuration, and what the run was made from, by digest
@@ -9,7 +10,7 @@ read is checked, and a damaged file ends the program in one line.
         step-N.safetensors              what trains, every eval_every steps
         final.safetensors               the same after the last step; exists only when training is done
         state.safetensors               what a killed run resumes from; removed at the end
-        eval.csv                        one row an episode: RESULT_COLUMNS
+        eval.csv                        one row an episode: RESULT_COLUMNS, then LOSS_COLUMNS
         eval.json                       what was played: episodes, target returns
     results/PROFILE/CELL.csv            the rows of all runs of a cell
     figures/PROFILE/CELL.png
@@ -32,7 +33,9 @@ from kit import fail
 
 RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "step", "target_return",
                   "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
-EXTRA_COLUMNS = ("score_window", "changed")  # of results/, behind RESULT_COLUMNS
+# Of a row's checkpoint (kit/imitation.py), behind RESULT_COLUMNS; empty where nothing was measured.
+LOSS_COLUMNS = ("heldout_loss", "heldout_episodes", "heldout_data", "heldout_floor", "train_loss")
+EXTRA_COLUMNS = (*LOSS_COLUMNS, "score_window", "changed")  # of results/, behind RESULT_COLUMNS
 
 
 # --- paths -------------------------------------------------------------------------------------
@@ -40,6 +43,11 @@ EXTRA_COLUMNS = ("score_window", "changed")  # of results/, behind RESULT_COLUMN
 def dataset_path(cell):
     """Of "PROFILE/CELL"."""
     return Path("data") / f"{cell}.npz"
+
+
+def heldout_path(name):
+    """Of "PROFILE/TASK" or "PROFILE/CELL": episodes beside the cell's own."""
+    return Path("data") / f"{name}-heldout.npz"
 
 
 def text_path(profile, digest):

@@ -1,8 +1,8 @@
 """The runs of a cell in one file, for plot.py: `python evaluate.py --collect PROFILE/CELL`.
 
 reads   runs/PROFILE/CELL/*/seed*/: config.json, eval.json, eval.csv
-writes  results/PROFILE/CELL.csv, with each run's score_window, and the settings in which it differs from
-        what its name stands for
+writes  results/PROFILE/CELL.csv, with each run's score_window, the settings in which it differs from what
+        its name stands for, and the losses of its checkpoints, if they were measured
 """
 
 import re
@@ -28,7 +28,12 @@ def collect(cell):
         alike = {name: value for name, value in config.items() if name not in OF_ONE_RUN}
         refuse_to_mix(first.setdefault(config["method"], (run, alike)), run, alike)
         more = {"score_window": config["score_window"], "changed": settings.changed(run, config)}
-        rows += [row | more for row in artifacts.read_csv(path, artifacts.RESULT_COLUMNS)]
+        own = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
+        for measured in {row.get("heldout_data") for row in own} - {None, ""}:
+            refuse_to_mix(first.setdefault("held out", (run, {"heldout_data": measured})), run,
+                          {"heldout_data": measured})
+        unknown = dict.fromkeys(artifacts.LOSS_COLUMNS, "")  # an older kit measured none
+        rows += [unknown | row | more for row in own]
     if not rows:
         fail(f"runs/{cell} holds no evaluated run; make one: make {cell.split('/')[1]}")
     path = artifacts.results_path(cell)

@@ -5,6 +5,7 @@ d4rl      D4RL's HDF5 files
 minari    Minari's copies of the kitchen's; d4rl hands them over when it meets one
 replay    DQN replay's files, Atari
 text      text for the language loss: words instead of episodes
+heldout   episodes beside a cell's own, which no run trains on
 download  what all of them use to find what was given and to fetch what is not here
 
 A source of episodes has three names, and a new one needs no more:
@@ -24,6 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+HELDOUT = 20  # episodes that imitation is measured on
+
 
 class Episodes(NamedTuple):
     name: str                   # what rows call it, before the @ and the digest
@@ -33,6 +36,7 @@ class Episodes(NamedTuple):
     chosen: np.ndarray          # (E,) which of them these are, sorted
     arrays: dict                # as kit.artifacts.load_dataset gives them
     returns: np.ndarray | None  # (E,) float64, of the environment's own rewards, where they are known
+    rest: tuple | None = None   # of a file: (which, arrays) of `others`; of a player, who can play more, None
 
 
 def choose(total, ratio, seed):
@@ -41,6 +45,13 @@ def choose(total, ratio, seed):
     (ratio_dataset.py:22)."""
     count = max(1, int(total * ratio + 1e-9))
     return np.sort(np.random.default_rng(seed).permutation(total)[:count])
+
+
+def others(total, ratio, seed):
+    """Sorted indices of up to HELDOUT episodes that `choose` leaves out: the last of the same permutation, so
+    that all subsets of one seed but the largest have the same ones."""
+    left = np.random.default_rng(seed).permutation(total)[len(choose(total, ratio, seed)):]
+    return np.sort(left[-HELDOUT:])
 
 
 def take_episodes(data, chosen):

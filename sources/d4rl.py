@@ -17,7 +17,7 @@ import numpy as np
 from kit import fail
 from kit.artifacts import first_words, sha256
 from kit.envs import kitchen_done
-from sources import Episodes, choose, episode_returns, minari, take_episodes
+from sources import Episodes, choose, episode_returns, minari, others, take_episodes
 from sources.download import DOWNLOADS, download, given_file, is_url, on_server, url_folder
 
 SETTINGS = ("env", "dataset", "max_timestep")
@@ -36,10 +36,10 @@ def load(config, where, options):
     if config["suite"] == "kitchen":
         full |= {"dataset_rewards": full["rewards"], "rewards": kitchen_rewards(full)}
     total = len(full["offsets"]) - 1
-    chosen = choose(total, config["ratio"], options.subset_seed)
+    chosen, rest = (pick(total, config["ratio"], options.subset_seed) for pick in (choose, others))
     data = take_episodes(full, chosen)
     return Episodes(row_name(path, config, known, bool(where)), path.name, known, total, chosen, data,
-                    episode_returns(data))
+                    episode_returns(data), (rest, take_episodes(full, rest)) if len(rest) else None)
 
 
 # --- D4RL's tables -----------------------------------------------------------------------------

@@ -33,8 +33,12 @@ def digest(config, where, options):
 
 
 def load(config, where, options):
-    known, total = digest(config, where, options), config["trajectories"]
-    chosen = choose(total, config["ratio"], options.subset_seed)
+    return numbered(config, options, choose(config["trajectories"], config["ratio"], options.subset_seed))
+
+
+def numbered(config, options, chosen):
+    """The episodes of these numbers."""
+    known, total = digest(config, "", options), config["trajectories"]
     data, chunks = play(config, chosen, options.workers)
     name, source = f"{config['player']}-sac", f"{config['player']}.npz"
     if config["player"] not in TRAINED:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from kit import fail
 from kit.artifacts import first_words, sha256
-from sources import Episodes, choose, take_episodes
+from sources import Episodes, choose, others, take_episodes
 from sources.download import download, is_url, url_folder
 
 SETTINGS = ("env", "dataset")
@@ -40,19 +40,22 @@ def load(config, where, options):
     if len(ends) == 0:
         fail(f"{files['terminal']} holds no finished episode (no terminal)")
     offsets, rows = np.concatenate([[0], ends]), ends[-1]
-    chosen = choose(len(ends), config["ratio"], options.subset_seed)
+    chosen, rest = (pick(len(ends), config["ratio"], options.subset_seed) for pick in (choose, others))
+    both = np.union1d(chosen, rest)  # the frames are read once
     data = take_episodes({"actions": columns["action"][:rows].astype(np.int64),
                           "rewards": columns["reward"][:rows].astype(np.float32),
                           "terminals": columns["terminal"][:rows].astype(bool), "offsets": offsets,
-                          "last_observations": np.zeros((len(ends), 0))}, chosen)
+                          "last_observations": np.zeros((len(ends), 0))}, both)
     frames = read_frames(files["observation"], {name: len(column) for name, column in columns.items()},
-                         offsets, chosen)
+                         offsets, both)
     data |= {"observations": frames,
              # what followed the last action is not recorded, and never read after a terminal
              "last_observations": frames[data["offsets"][1:] - 1]}
+    found = {name: take_episodes(data, np.searchsorted(both, which)) if len(which) < len(both) else data
+             for name, which in (("chosen", chosen), ("rest", rest)) if len(which)}
     # clipped rewards are no score
     return Episodes(f"dqn-replay-{config['dataset']}-1-10", files["observation"].name, digest_of(files),
-                    len(ends), chosen, data, None)
+                    len(ends), chosen, found["chosen"], None, (rest, found["rest"]) if len(rest) else None)
 
 
 def find(config, where, timeout):

@@ -10,7 +10,7 @@ from conftest import one_line
 
 import evaluate
 from baselines import build_actor
-from kit.artifacts import RESULT_COLUMNS
+from kit.artifacts import LOSS_COLUMNS, RESULT_COLUMNS, heldout_path
 from kit.envs import make_env
 from kit.language_models import dt_trunk
 from kit.settings import configuration
@@ -215,6 +215,43 @@ def test_rows_of_an_interrupted_call_with_other_options_are_not_mixed_in(evaluat
     for step in ("3", "6"):
         found = sorted((row["target_return"], row["episode"]) for row in rows if row["step"] == step)
         assert found == sorted(expected)
+
+
+def test_losses_stand_behind_the_contracts_columns(evaluated, folder):
+    rows = read(folder / "eval.csv")
+    assert tuple(rows[0]) == RESULT_COLUMNS + LOSS_COLUMNS
+    for name in ("heldout_loss", "train_loss"):
+        assert len({row[name] for row in rows}) == 2  # a checkpoint's
+    log = {row["step"]: row["action_loss"] for row in read(folder / "train.csv")}
+    for row in rows:
+        assert row["heldout_episodes"] == "20" and row["train_loss"] == log[row["step"]]
+        assert 0 < float(row["heldout_loss"]) < 2 and row["heldout_floor"] == ""  # which a file does not know
+    gathered = read(evaluated.folder / "results/paper/hopper-medium-0.1.csv")
+    assert [row["heldout_loss"] for row in gathered if row["seed"] == "0"] == [
+        row["heldout_loss"] for row in rows]
+
+
+def test_an_older_kits_rows_are_readable_and_filled_in_without_playing(evaluated, folder):
+    whole, path = (folder / "eval.csv").read_bytes(), evaluated.folder / heldout_path(RUN.rsplit("/", 2)[0])
+    old = [",".join(line.split(",")[:len(RESULT_COLUMNS)]) + "\n" for line in whole.decode().splitlines()]
+    (folder / "eval.csv").write_text("".join(old).replace(",3600,0,", ",3600,77,"))  # playing would undo it
+    evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1")
+    gathered = read(evaluated.folder / "results/paper/hopper-medium-0.1.csv")
+    assert {row["heldout_loss"] == "" for row in gathered if row["seed"] == "0"} == {True}
+    kept = path.rename(path.with_suffix(".away"))  # nor are there any episodes
+    evaluated("evaluate.py", RUN, "--episodes", "2")
+    assert {row["heldout_loss"] for row in read(folder / "eval.csv")} == {""}
+    kept.rename(path)
+    evaluated("evaluate.py", RUN, "--episodes", "2")
+    assert (folder / "eval.csv").read_bytes() == whole.replace(b",3600,0,", b",3600,77,")
+
+
+def test_a_table_never_mixes_held_out_episodes(evaluated, folder):
+    rows = (folder / "eval.csv").read_text()
+    known = read(folder / "eval.csv")[0]["heldout_data"]
+    (folder / "eval.csv").write_text(rows.replace(known, "0badf00d"))
+    line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
+    assert "heldout_data is" in line and "seed0" in line and "seed1" in line
 
 
 def test_another_score_window_plays_nothing_and_reaches_the_results(evaluated, folder):

