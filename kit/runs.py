@@ -68,7 +68,7 @@ def begin(folder, record, weights, optimizers, replace, fresh):
             stale.unlink()
         artifacts.write_json(folder / "config.json", record)
         return 0
-    done = load_state(state, weights, optimizers)
+    done = load_state(state, weights, optimizers)["step"]
     changed = {name: record[name] for name in settings.MACHINE if record[name] != old[name]}
     if changed:  # the bytes to come may differ from those of a run that was not moved
         resumed = [*old.get("resumed", []), {"step": done} | changed]
@@ -79,7 +79,8 @@ def begin(folder, record, weights, optimizers, replace, fresh):
 
 
 def load_state(path, weights, optimizers):
-    """A killed run's weights and moments into place; returns the steps done."""
+    """A killed run's weights and moments into place; returns what save_state put beside them: the steps done
+    as "step"."""
     state, metadata = artifacts.load_tensors(path)
     optimized = {id(p): optimizer for optimizer in optimizers
                  for group in optimizer.param_groups for p in group["params"]}
@@ -88,14 +89,15 @@ def load_state(path, weights, optimizers):
         if f"step/{name}" in state:
             optimized[id(tensor)].state[tensor] = {
                 moment: state[f"{moment}/{name}"].to(tensor.device) for moment in MOMENTS}
-    return int(metadata["step"])
+    return metadata
 
 
-def save_state(path, step, weights, optimizers):
-    """What a killed run resumes from: {name: parameter}, and what Adam and AdamW remember of each."""
+def save_state(path, step, weights, optimizers, **more):
+    """What a killed run resumes from: {name: parameter}, what Adam and AdamW remember of each, and more JSON
+    values."""
     state = {f"weight/{name}": tensor for name, tensor in weights.items()}
     for name, tensor in weights.items():
         for optimizer in optimizers:
             if tensor in optimizer.state:  # one without a gradient has no moments
                 state |= {f"{moment}/{name}": optimizer.state[tensor][moment] for moment in MOMENTS}
-    artifacts.save_tensors(path, state, step=step)
+    artifacts.save_tensors(path, state, step=step, **more)

@@ -3,19 +3,24 @@
     .venv/bin/python -m mini.corpus build/corpus
     .venv/bin/python -m mini.pretrain build/corpus/train --out mini/weights/lm --early mini/weights/lm-early
     .venv/bin/python -m mini.pretrain build/corpus/train --out mini/weights/lm-random --shuffle
+    .venv/bin/python -m mini.pretrain --markov --out mini/weights/lm-markov
     .venv/bin/python -m mini.pretrain --measure mini/weights/lm
     .venv/bin/python -m mini.pretrain --sample mini/weights/lm --prompt "She had been"
 
-reads   a folder of .txt files in English, or a language model to measure or sample
+reads   a folder of .txt files in English, or nothing (--markov), or a language model to measure or sample
 writes  a folder in the model hub's format (config.json, model.safetensors, tokenizer.json), which LM= and
         `AutoModelForCausalLM.from_pretrained` take, with pretrain.json, its provenance, and pretrain.csv,
         its learning curve; the folder is replaced whole when training is done
+        OUT.state.safetensors beside it until then, from which the same command goes on after a kill
 
 `--early` also keeps the model after a tenth of the tokens: the paper's early-stopped ablation.
 `--shuffle` permutes the tokens within every block: the paper's random-corpus ablation (authors' code:
 get_nlp_datasets.py:182), which keeps the vocabulary and loses the order.
-Training takes half an hour on one core and is not resumed. Equal seeds give equal weights.
-Shapes: B windows of a batch, T context, N tokens, V vocabulary.
+`--markov` trains on no text but on a Markov chain of 100 states, each drawn from the one before it alone: the
+control of Wang et al., ICLR 2024 (arXiv 2310.00771), with their transitions, the softmax of numbers uniform
+in [0, 1]. State s is token s + 1 of the shipped model's vocabulary, so that the model has its shape.
+Training takes half an hour on one core. Equal seeds give equal weights, also after a kill.
+Shapes: B windows of a batch, T context, N tokens, V vocabulary, M states of the chain.
 """
 
 from pathlib import Path
@@ -28,6 +33,7 @@ OPTIONS.add_argument("text", nargs="?", type=Path, help="the folder of text file
 OPTIONS.add_argument("--out", type=Path, help="the folder to write")
 OPTIONS.add_argument("--early", type=Path, help="also write the model as it was after a tenth")
 OPTIONS.add_argument("--shuffle", action="store_true", help="shuffle the tokens within blocks")
+OPTIONS.add_argument("--markov", action="store_true", help="train on a Markov chain instead of text")
 OPTIONS.add_argument("--measure", metavar="LM", help="print the bits per byte of --heldout")
 OPTIONS.add_argument("--heldout", type=Path, default=Path("mini/heldout.txt"))
 OPTIONS.add_argument("--sample", metavar="LM", help="print continuations of --prompt")
@@ -60,12 +66,14 @@ from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from kit import runs
 from kit.artifacts import sha256, write_csv, write_json
 from kit.language_models import load_language_model, load_tokenizer
 
 SHUFFLE_BLOCK = 1024  # the length of the authors' text blocks
 EARLY = 0.1           # the share of the tokens after which --early keeps a copy
-LOG_EVERY = 100       # steps a row of pretrain.csv averages over
+STATES = 100          # of the Markov chain
+LOG_EVERY = 100       # steps a row of pretrain.csv averages over, and after which the state is kept
 
 
 # --- text --------------------------------------------------------------------------------------
@@ -113,6 +121,25 @@ def windows(tokens, count, context, seed, step):
     """(count, T + 1) int64: a step's windows, which the seed and its number determine."""
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, count)
     return torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))
+
+
+# --- a Markov chain ----------------------------------------------------------------------------
+
+def transitions(states, seed):
+    """(M, M) float64: in row s, the probability of each state after s; and (M,), that of each first state."""
+    weights = np.exp(np.random.default_rng((seed, 0)).random((states + 1, states)))
+    probabilities = weights / weights.sum(1, keepdims=True)
+    return probabilities[1:], probabilities[0]
+
+
+def chain_windows(probabilities, first, count, context, seed, step):
+    """(count, T + 1) int64: windows of tokens, each its own walk from its own first state."""
+    drawn = np.random.default_rng((seed, step, 1)).random((context + 1, count))
+    sums = np.cumsum(probabilities, 1)[:, :-1]  # the last state takes what rounding leaves
+    walk = [(drawn[0, :, None] >= np.cumsum(first)[:-1]).sum(1)]
+    for chance in drawn[1:]:
+        walk.append((chance[:, None] >= sums[walk[-1]]).sum(1))
+    return torch.from_numpy(np.stack(walk, 1) + 1)
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -165,42 +192,67 @@ def check(args):
         fail(f"--tokens {args.tokens:g} are less than one step's {args.batch * args.context:,}")
 
 
-def pretrain(args):
-    """Train on args.text and write args.out, and args.early on the way."""
-    check(args)
+def material(args):
+    """(tokenizer, step -> windows (B, T + 1), what pretrain.json says of them)."""
+    if args.markov:
+        chain = transitions(STATES, args.seed)
+        return load_tokenizer("mini"), lambda step: chain_windows(
+            *chain, args.batch, args.context, args.seed, step), {"markov": True, "states": STATES}
     texts = read_texts(args.text)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
     tokenizer = train_tokenizer(texts, args.vocabulary, args.context)
     tokens = encode(texts.values(), tokenizer)
-    provenance = {name: getattr(args, name) for name in (
-        "shuffle", "layers", "width", "heads", "vocabulary", "context", "batch", "tokens", "lr", "seed",
-        "threads")}
-    provenance |= {"corpus": {path.name: sha256(path) for path in texts}, "corpus_tokens": len(tokens),
-                   "torch": torch.__version__}
+    about = {"shuffle": args.shuffle, "corpus": {path.name: sha256(path) for path in texts},
+             "corpus_tokens": len(tokens)}
     if args.shuffle:
         tokens = shuffle_blocks(tokens, args.seed)
     if len(tokens) <= args.context:
         fail(f"{args.text} holds too little text: no window of {args.context} tokens")
+    return tokenizer, lambda step: windows(tokens, args.batch, args.context, args.seed, step), about
+
+
+def pretrain(args):
+    """Train on args.text, or on the chain, and write args.out, and args.early on the way."""
+    check(args)
+    torch.set_num_threads(args.threads)
+    tokenizer, batch_of, about = material(args)
+    provenance = {name: getattr(args, name) for name in (
+        "layers", "width", "heads", "vocabulary", "context", "batch", "tokens", "lr", "seed", "threads")}
+    provenance |= about | {"torch": torch.__version__}
+    torch.manual_seed(args.seed)
     model = make_model(args, tokenizer)
-    optimizer = make_optimizer(model, args.lr)
+    optimizer, weights = make_optimizer(model, args.lr), dict(model.named_parameters())
     step_tokens = args.batch * args.context
     steps = int(args.tokens / step_tokens)
-    losses, rows, start = [], [], time.time()
-    for step in tqdm(range(1, steps + 1), disable=None):
+    kept = args.out.with_name(f"{args.out.name}.state.safetensors")
+    done, rows = go_on(kept, provenance, weights, optimizer)
+    losses, start = [], time.time()
+    for step in tqdm(range(done + 1, steps + 1), initial=done, total=steps, disable=None):
         lr = learning_rate(args.lr, step - 1, steps)
-        batch = windows(tokens, args.batch, args.context, args.seed, step - 1)
-        losses.append(training_step(model, optimizer, batch, lr))
+        losses.append(training_step(model, optimizer, batch_of(step - 1), lr))
         row = {"step": step, "tokens": step * step_tokens, "loss": round(float(np.mean(losses)), 4),
                "lr": round(lr, 7)}
+        reached = provenance | {"steps": step, "tokens_seen": step * step_tokens}
         if step % LOG_EVERY == 0 or step == steps:
             rows.append(row)
             print(row, f"{time.time() - start:.0f} s", flush=True)
             losses = []
-        reached = provenance | {"steps": step, "tokens_seen": step * step_tokens}
         if args.early and step == max(1, int(steps * EARLY)):
             save(model, tokenizer, args.early, reached | {"stopped_early": True}, rows or [row])
+        if step % LOG_EVERY == 0 and step < steps:
+            runs.save_state(kept, step, weights, [optimizer], rows=rows, provenance=provenance)
     save(model, tokenizer, args.out, reached, rows)
+    kept.unlink(missing_ok=True)
+
+
+def go_on(kept, provenance, weights, optimizer):
+    """(steps done, their rows) of a killed training, whose state is loaded; (0, []) if there is none."""
+    if not kept.exists():
+        return 0, []
+    found = runs.load_state(kept, weights, [optimizer])
+    if found["provenance"] != provenance:
+        fail(f"{kept} is of a training with other settings or text; finish that one, or delete the file")
+    print(f"{kept}: goes on after {found['step']:,} steps")
+    return found["step"], found["rows"]
 
 
 def save(model, tokenizer, folder, provenance, rows):
@@ -267,10 +319,10 @@ def main(args):
         measure(args)
     elif args.sample:
         sample(args)
-    elif args.text and args.out:
+    elif args.out and bool(args.text) != args.markov:
         pretrain(args)
     else:
-        fail("give a folder of text files and --out, or --measure LM, or --sample LM")
+        fail("give --out and a folder of text files or --markov, or --measure LM, or --sample LM")
 
 
 if __name__ == "__main__":
