@@ -14,6 +14,7 @@ ARGS    ?=
 LAUNCH  ?=
 REPLACE ?=
 FRESH   ?=
+TENSORBOARD ?=
 # all cores for one run at a time, one core each under make -j
 THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
 
@@ -36,14 +37,15 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all setup test benchmark clean clean-runs evaluated force
+.PHONY: help list all setup test benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
-	@echo "make clean                       results and figures                 make clean-runs   and runs"
+	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
+	@echo "make clean                       results, figures and videos         make clean-runs   and runs"
 	@echo
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
@@ -57,6 +59,7 @@ help:
 	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"
 	@echo "  LAUNCH=                  before every training and evaluation, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\""
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
+	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
 	@echo "  FRESH=1                  make all runs that are asked for anew, e.g. after a change of the code"
 
 list:
@@ -138,7 +141,7 @@ data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
 runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
 	$(if $(call planned,text),$(PYTHON) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
 	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(if $(anew),--replace))
-	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew)
+	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew) $(if $(TENSORBOARD),--tensorboard)
 
 runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
 	$(LAUNCH) $(PYTHON) evaluate.py $* $(ARGS)
@@ -169,10 +172,23 @@ $(ASKED): | $(packages)
 
 all: $(CELLS)
 
+# --- pictures that move ------------------------------------------------------------------------
+# Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.
+
+finished = $(firstword $(wildcard $(foreach method,$(METHODS),$(foreach cell,$(filter $1-%,$(CELLS)),\
+             $(foreach seed,$(SEEDS),runs/$(PROFILE)/$(cell)/$(method)/seed$(seed)/final.safetensors)))))
+
+videos: $$(foreach task,$$(TASKS),$$(if $$(call finished,$$(task)),videos/$$(PROFILE)/$$(task).gif))
+	@$(foreach task,$(TASKS),$(if $(call finished,$(task)),,echo \
+	  "$(task): no finished run of PROFILE=$(PROFILE) METHODS=\"$(METHODS)\" SEEDS=\"$(SEEDS)\"; left out";)):
+
+videos/$(PROFILE)/%.gif: $$(call finished,$$*)
+	$(LAUNCH) $(PYTHON) evaluate.py $(patsubst runs/%/final.safetensors,%,$<) --video $@
+
 # --- cleaning ----------------------------------------------------------------------------------
 
 clean:
-	rm -rf results figures
+	rm -rf results figures videos
 
 clean-runs: clean
 	@echo "This deletes every trained run below runs/. Type yes to go on:"; read answer; [ "$$answer" = yes ]

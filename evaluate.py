@@ -3,6 +3,7 @@
     python evaluate.py mini/hopper-medium-0.01/lamo/seed0
     python evaluate.py mini/hopper-medium-0.01/lamo/seed0 --episodes 100 --target_returns 3600
     python evaluate.py --collect mini/hopper-medium-0.01
+    python evaluate.py mini/hopper-medium-0.01/lamo/seed0 --video hopper.gif      # kit/video.py
 
     policy = load_policy("mini/hopper-medium-0.01/lamo/seed0")      # an agent, for any program
     policy.reset(3600.0)
@@ -27,12 +28,14 @@ Letters: n episodes side by side, K context, S state, A action, H hidden.
 import copy
 import hashlib
 import json
+from pathlib import Path
 
 from kit import fail, settings
 from tasks import METHODS
 
 OPTIONS = settings.options(__doc__, run="maybe")
 OPTIONS.add_argument("--collect", type=settings.run_name, metavar="PROFILE/CELL", help="gather a cell's runs")
+OPTIONS.add_argument("--video", type=Path, metavar="FILE", help=".gif or .mp4: an episode, filmed")
 
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
@@ -42,7 +45,7 @@ import torch
 from tqdm import tqdm
 
 from baselines import build_actor
-from kit import artifacts, runs
+from kit import artifacts, runs, video
 from kit.envs import make_env
 from kit.language_models import shape_digests
 from kit.policy import Policy
@@ -248,6 +251,8 @@ def refuse_to_mix(first, run, config):
 if __name__ == "__main__":
     if ARGS.collect:
         collect(ARGS.collect)
+    elif ARGS.run and ARGS.video:
+        video.film(load_policy(ARGS.run, ARGS.device), play_together, **vars(ARGS))
     elif ARGS.run:
         evaluate(**vars(ARGS))
     else:

@@ -10,6 +10,7 @@ adapters         LoRA in the format of the peft library
 envs             the environments
 statistics       scores and their intervals
 policy           how a trained network acts in them
+video            a finished run's episodes as a moving picture
 
 `fail` is how every program of the kit ends on bad input.
 """

