@@ -118,7 +118,7 @@ ifndef INNER
   endif
 endif
 planned = $(filter $1:$*,$(PLAN))
-ready   = $(if $(INNER),,$(VENV)/ready)
+ready   = $(if $(INNER)$(READY),,$(VENV)/ready)
 
 # --- the stages --------------------------------------------------------------------------------
 # What a file depends on stands behind the |, because a finished run is never made anew by a date.
@@ -158,7 +158,8 @@ table/%: figures/%.png
 
 # A cell, whose name is what people type: its runs, then the table and the figure of those that are there, also
 # when one failed.
-packages = $(VENV)/ready $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
 ASKED   := $(sort $(CELLS) $(filter-out every-cell,$(WANTED)))
 
@@ -171,13 +172,13 @@ $(ASKED): | $(packages)
 every-cell: $(CELLS)
 
 # the report comes after all cells, also when some failed
-all:
-	+@$(MAKE) --no-print-directory every-cell || failed=$$?; \
+all: | $(packages)
+	+@$(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
 	if ls results/$(PROFILE)/*.csv > /dev/null 2>&1; then \
-	  $(MAKE) --no-print-directory report || failed=$$?; fi; exit $${failed:-0}
+	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; exit $${failed:-0}
 
 # the paper's tables and figures, from results/ alone
-report: | $(VENV)/ready
+report: | $(ready)
 	@$(PYTHON) -m paper.report $(PROFILE)
 
 # --- cleaning ----------------------------------------------------------------------------------

@@ -112,10 +112,11 @@ def records(folder, troubles):
 
 
 def wall_seconds(line):
-    """What a line's runs took together, as far as they recorded it: (seconds, runs that did)."""
+    """What a line's runs took together, as far as they recorded it: (seconds, runs that did). Of cost.json,
+    every number whose name begins with "wall" counts: training, evaluation."""
     taken = []
-    for record in line["records"].values():
-        cost = record.get("cost")
+    for seed in line["seeds"]:
+        cost = line["records"].get(seed, {}).get("cost")
         walls = [value for name, value in cost.items() if name.startswith("wall") and
                  isinstance(value, int | float)] if isinstance(cost, dict) else []
         if walls:

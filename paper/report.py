@@ -47,6 +47,8 @@ def save_figures(figures, folder):
     pictures = []
     for name, (title, figure, caption) in figures.items():
         with matplotlib.rc_context(LOOKS):
+            figure.draw_without_rendering()  # the layout, once for both files
+            figure.set_layout_engine("none")
             for suffix, more in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
                 artifacts.write_whole(folder / f"{name}{suffix}", functools.partial(figure.savefig, **more))
         pictures.append(Picture(name, title, caption, (folder / f"{name}.svg").read_bytes()))
