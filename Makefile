@@ -2,7 +2,7 @@
 # to be done is decided in kit/plan.py.
 #
 #   data/PROFILE/CELL.npz -> runs/PROFILE/CELL/METHOD/seedN/{final.safetensors, eval.csv}
-#                         -> results/PROFILE/CELL.csv -> figures/PROFILE/CELL.png
+#                         -> results/PROFILE/CELL.csv -> figures/PROFILE/CELL.png, report/PROFILE.html
 
 PROFILE ?= mini
 METHODS ?= lamo dt
@@ -37,11 +37,12 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all setup test benchmark videos clean clean-runs evaluated force
+.PHONY: help list all every-cell report setup test benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
+	@echo "make report                      the paper's tables and figures from what has been run: report/$(PROFILE).html"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
 	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
@@ -112,15 +113,15 @@ quote  = '$(subst ','\'',$1)'
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
-WANTED := $(filter $(addsuffix -%,$(TASKS)) all,$(MAKECMDGOALS))
+WANTED := $(filter $(addsuffix -%,$(TASKS)) every-cell,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
 endif
 planned = $(filter $1:$*,$(PLAN))
-ready   = $(if $(INNER),,$(VENV)/ready)
+ready   = $(if $(INNER)$(READY),,$(VENV)/ready)
 
 # --- the stages --------------------------------------------------------------------------------
 # What a file depends on stands behind the |, because a finished run is never made anew by a date.
@@ -160,9 +161,10 @@ table/%: figures/%.png
 
 # A cell, whose name is what people type: its runs, then the table and the figure of those that are there, also
 # when one failed.
-packages = $(VENV)/ready $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
-ASKED   := $(sort $(CELLS) $(filter-out all,$(WANTED)))
+ASKED   := $(sort $(CELLS) $(filter-out every-cell,$(WANTED)))
 
 .PHONY: $(ASKED)
 $(ASKED): | $(packages)
@@ -170,7 +172,17 @@ $(ASKED): | $(packages)
 	if ls runs/$(PROFILE)/$@/*/seed*/eval.csv > /dev/null 2>&1; then \
 	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$@ || failed=$$?; fi; exit $${failed:-0}
 
-all: $(CELLS)
+every-cell: $(CELLS)
+
+# the report comes after all cells, also when some failed
+all: | $(packages)
+	+@$(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
+	if ls results/$(PROFILE)/*.csv > /dev/null 2>&1; then \
+	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; exit $${failed:-0}
+
+# the paper's tables and figures, from results/ alone
+report: | $(ready)
+	@$(PYTHON) -m paper.report $(PROFILE)
 
 # --- pictures that move ------------------------------------------------------------------------
 # Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.
@@ -188,7 +200,7 @@ videos/$(PROFILE)/%.gif: $$(call finished,$$*)
 # --- cleaning ----------------------------------------------------------------------------------
 
 clean:
-	rm -rf results figures videos
+	rm -rf results figures videos report
 
 clean-runs: clean
 	@echo "This deletes every trained run below runs/. Type yes to go on:"; read answer; [ "$$answer" = yes ]

@@ -332,3 +332,29 @@ def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
 def test_wrong_requests_are_refused(kit, wanted, said):
     done = kit("make", *wanted, check=False)
     assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+def test_all_ends_in_the_report_also_when_a_cell_failed(kit):
+    """With one cell instead of 27, whose DT cannot be trained."""
+    tasks = kit.folder / "tasks.py"
+    tasks.write_text(tasks.read_text() + '\nTASKS = {"reacher2d-medium": TASKS["reacher2d-medium"] '
+                     '| {"ratios": ("0.1",)}}\n')
+    plan = kit("make", "-n", "all", SHORT).stdout
+    assert plan.count("train.py") == 2 and "paper.report" not in plan  # no results yet
+    assert "pip install" not in plan  # the packages were looked at once, in front
+    done = kit("make", "-k", "all", SHORT + " --no-such-word", check=False)
+    assert done.returncode and "report/" not in done.stdout and not (kit.folder / "report").exists()
+
+    broken = kit.folder / "runs/mini/reacher2d-medium-0.1/dt/seed0"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("not a folder")
+    done = kit("make", "-k", "all", SHORT, check=False)
+    assert done.returncode and "report report/mini.html" in done.stdout
+    text = (kit.folder / "report/mini.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| **reacher2d-medium** | 0.1 |"))
+    assert " seed's episodes" in row and row.split("|")[4].strip().startswith("missing")
+    before = stamps(kit.folder)
+    kit("make", "report")
+    assert changed(before, stamps(kit.folder)) == set()
