@@ -170,14 +170,14 @@ def test_a_complete_average_and_one_that_says_what_it_covers(page):
     for column, method, paper in ((2, "lamo", "47.9"), (3, "dt", "36.5")):
         assert full[column][0] == said(average(sparse, method))
         assert full[column][-2:] == ["3 of 3 cells", f"paper {paper}"]
-    assert full[4] == ["missing", "0 of 3 cells", "paper 23.8 over 3 cells"]
+    assert full[4] == ["missing", "0 of 3 cells", "paper 23.8 (3 cells)"]
 
     rows = rows_of(page, "table-3")
     place = next(n for n, row in enumerate(rows) if row[0] == ["average, all data"])
     mean, same, shared = rows[place:place + 3]
     both = ["hopper-medium-1", "walker2d-medium-1"]
     assert mean[2][0] == said(average(both, "lamo"))
-    assert mean[2][-2:] == ["2 of 3 cells", "paper 63.3 over 3 cells"]
+    assert mean[2][-2:] == ["2 of 3 cells", "paper 63.3 (3 cells)"]
     assert same[2][0] == mean[2][0] and same[2][-1] == f"paper {said((74.1 + 73.3) / 2)}"
     assert same[3][0] == said(average(["hopper-medium-1"], "dt")) and same[3][-1] == "paper 60.9"
     assert shared[0] == ["over the 1 of 3 cells that all have"]
