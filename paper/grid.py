@@ -111,17 +111,17 @@ def records(folder, troubles):
     return found
 
 
-def wall_seconds(line):
-    """What a line's runs took together, as far as they recorded it: (seconds, runs that did). Of cost.json,
-    every number whose name begins with "wall" counts: training, evaluation."""
-    taken = []
-    for seed in line["seeds"]:
-        cost = line["records"].get(seed, {}).get("cost")
-        walls = [value for name, value in cost.items() if name.startswith("wall") and
-                 isinstance(value, int | float)] if isinstance(cost, dict) else []
-        if walls:
-            taken.append(sum(walls))
-    return sum(taken), len(taken)
+def cost_of(line):
+    """What a line's runs took together, as far as cost.json says so: {"runs" that do, "wall" and "cpu"
+    seconds, "peak_memory" bytes of the largest}."""
+    costs = [line["records"].get(seed, {}).get("cost") for seed in line["seeds"]]
+    costs = [cost for cost in costs if isinstance(cost, dict) and isinstance(cost.get("wall"), int | float)]
+
+    def values(name):
+        return [cost[name] for cost in costs if isinstance(cost.get(name), int | float)]
+
+    return {"runs": len(costs), "wall": sum(values("wall")), "cpu": sum(values("cpu")),
+            "peak_memory": max(values("peak_memory"), default=0)}
 
 
 def line_for(cells, cell, method):

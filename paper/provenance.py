@@ -1,9 +1,9 @@
 """Where every number of the report comes from: a row a cell and method, and what to be wary of."""
 
-from paper.grid import wall_seconds
+from paper.grid import cost_of
 from paper.tables import Cell, Group, Table, plain
 
-PROVENANCE = ("Data and language models are named by digest. Versions, commit and wall time come from the "
+PROVENANCE = ("Data and language models are named by digest. Versions, commit and cost come from the "
               "runs' config.json and cost.json and are empty where the runs are not there.")
 
 
@@ -13,7 +13,7 @@ def provenance_table(cells):
     rows = [provenance_row(cell, line, seeds) for cell, lines in cells.items() for line in lines.values()]
     return Table("provenance", "Where the numbers come from", PROVENANCE,
                  ["cell", "method", "data", "language model", "seeds", "steps", "evaluations", "episodes",
-                  "versions", "commit", "wall time", "warnings"], [Group(rows, [])])
+                  "versions", "commit", "cost", "warnings"], [Group(rows, [])])
 
 
 def recorded(line, *names):
@@ -25,9 +25,6 @@ def recorded(line, *names):
 
 
 def provenance_row(cell, line, seeds):
-    seconds, runs = wall_seconds(line)
-    wall = "" if not runs else f"{seconds / 3600:.1f} h" + (
-        f", {runs} of {len(line['seeds'])} runs" if runs < len(line["seeds"]) else "")
     digest = ", ".join(text[:12] for text in recorded(line, "data_sha256"))
     warnings = warnings_of(line, seeds)
     return [plain(cell, kind="ours"), plain(line["method"], kind="ours"),
@@ -37,8 +34,19 @@ def provenance_row(cell, line, seeds):
             plain(f"{line['steps']:,}", line["steps"]),
             plain(f"last {line['averaged']}", line["averaged"]), plain(line["episodes"], line["episodes"]),
             plain("; ".join(recorded(line, "torch", "numpy", "device"))),
-            plain(", ".join(recorded(line, "code"))), plain(wall, seconds),
+            plain(", ".join(recorded(line, "code"))), cost_cell(line),
             Cell(tuple(("warning", warning) for warning in warnings) or (("small", ""),), -len(warnings))]
+
+
+def cost_cell(line):
+    """What a line's runs took together."""
+    cost, said = cost_of(line), []
+    if cost["runs"]:
+        said = [f"wall {cost['wall'] / 3600:.2f} h"]
+        said += [f"CPU {cost['cpu'] / 3600:.2f} h"] if cost["cpu"] else []
+        said += [f"peak {cost['peak_memory'] / 1e9:.1f} GB"] if cost["peak_memory"] else []
+        said += [f"{cost['runs']} of {len(line['seeds'])} runs"] if cost["runs"] < len(line["seeds"]) else []
+    return Cell(tuple(("small", text) for text in said) or (("small", ""),), cost["wall"] or None)
 
 
 def warnings_of(line, seeds):

@@ -29,7 +29,7 @@ import matplotlib
 from kit import artifacts
 from paper import tables
 from paper.figures import LOOKS, SUITES, draw_all
-from paper.grid import gather, wall_seconds
+from paper.grid import cost_of, gather
 from paper.page import Picture, html, markdown
 from paper.provenance import provenance_table
 
@@ -59,7 +59,8 @@ def head_of(profile, cells, troubles, provenance):
     """What stands at the top: what the numbers are, how much of the grid they cover, what went wrong."""
     lines = [line for of_cell in cells.values() for line in of_cell.values()]
     every = settings.cells()
-    seconds, timed = map(sum, zip(*map(wall_seconds, lines), strict=True))
+    costs = [cost_of(line) for line in lines]
+    timed, wall, cpu = (sum(cost[name] for cost in costs) for name in ("runs", "wall", "cpu"))
     runs = sum(len(line["seeds"]) for line in lines)
     wary = sum(1 for row in provenance.groups[0].rows if row[-1].order)
     head = [("note", MINI)] if profile == "mini" else []
@@ -67,7 +68,7 @@ def head_of(profile, cells, troubles, provenance):
     if changed:
         head.append(("warning", f"Settings that are not those of the runs' names: {'; '.join(changed)}"))
     head += [("warning", trouble) for trouble in troubles]
-    took = f" {timed} of them took {seconds / 3600:.1f} hours together." if timed else ""
+    took = f" {timed} took {wall / 3600:.1f} hours ({cpu / 3600:.1f} of CPU) together." if timed else ""
     head.append(("about", f"{len({*every} & {*cells})} of the paper's {len(every)} cells have results, "
                           f"from {runs} runs of {len({line['method'] for line in lines})} methods.{took} "
                           f"{wary} of {len(lines)} rows of provenance have something to be wary of."))

@@ -103,7 +103,7 @@ def average_cell(cells, names, method, paper, of):
         said = [("missing", "missing")]
     said.append(("small", f"{len(lines)} of {of} cells"))
     if theirs:
-        over = f" over {len(theirs)} cells" if len(theirs) != len(lines) else ""
+        over = f" ({len(theirs)} cells)" if len(theirs) != len(lines) else ""
         said.append(("paper", f"paper {short(np.mean(theirs))}{over}"))
     return Cell(tuple(said), None)
 

@@ -170,14 +170,14 @@ def test_a_complete_average_and_one_that_says_what_it_covers(page):
     for column, method, paper in ((2, "lamo", "47.9"), (3, "dt", "36.5")):
         assert full[column][0] == said(average(sparse, method))
         assert full[column][-2:] == ["3 of 3 cells", f"paper {paper}"]
-    assert full[4] == ["missing", "0 of 3 cells", "paper 23.8 over 3 cells"]
+    assert full[4] == ["missing", "0 of 3 cells", "paper 23.8 (3 cells)"]
 
     rows = rows_of(page, "table-3")
     place = next(n for n, row in enumerate(rows) if row[0] == ["average, all data"])
     mean, same, shared = rows[place:place + 3]
     both = ["hopper-medium-1", "walker2d-medium-1"]
     assert mean[2][0] == said(average(both, "lamo"))
-    assert mean[2][-2:] == ["2 of 3 cells", "paper 63.3 over 3 cells"]
+    assert mean[2][-2:] == ["2 of 3 cells", "paper 63.3 (3 cells)"]
     assert same[2][0] == mean[2][0] and same[2][-1] == f"paper {said((74.1 + 73.3) / 2)}"
     assert same[3][0] == said(average(["hopper-medium-1"], "dt")) and same[3][-1] == "paper 60.9"
     assert shared[0] == ["over the 1 of 3 cells that all have"]
@@ -254,16 +254,18 @@ def test_what_runs_recorded_and_what_to_be_wary_of(tmp_path):
         folder = tmp_path / f"runs/paper/hopper-medium-1/lamo/seed{seed}"
         artifacts.write_json(folder / "config.json", {"code": code, "torch": "2.13.0", "numpy": "2.4.6",
                                                       "device": "cuda", "data_sha256": "f00d" * 16})
-        artifacts.write_json(folder / "cost.json", {"wall_seconds": 1800})
+        artifacts.write_json(folder / "cost.json", {
+            "wall": 1800.0, "cpu": 900, "peak_memory": 5e8 * (seed + 1), "training": {"wall": 9e9}})
     (folder.parent / "seed2/cost.json").write_text("{")
     text, failed = write_report(tmp_path)
     row, = (row for row in rows_of(Page(text), "provenance") if row[:2] == [["hopper-medium-1"], ["lamo"]])
     assert row[2][2] == "SHA-256 f00df00df00d" and row[9] == ["aaaa, bbbb-dirty"]
-    assert row[8] == ["torch 2.13.0 numpy 2.4.6 device cuda"] and row[10] == ["1.0 h, 2 of 3 runs"]
+    assert row[8] == ["torch 2.13.0 numpy 2.4.6 device cuda"]
+    assert row[10] == ["wall 1.00 h", "CPU 0.50 h", "peak 1.0 GB", "2 of 3 runs"]
     assert row[-1] == ["run of seed 3 not in the results", "mixed commits: aaaa, bbbb-dirty",
                        "files differed from the commit"]
     assert failed and "seed2/cost.json is not readable" in text
-    assert "took 1.0 hours together" in text
+    assert "2 took 1.0 hours (0.5 of CPU) together" in text
 
 
 def test_cells_outside_of_the_papers_tables(tmp_path):
