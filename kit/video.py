@@ -10,7 +10,7 @@ writes  FILE: above each picture the run, the step, the return so far, and the r
 
 Filmed are the first episodes at the largest target return. They are played side by side with all that the
 evaluation played beside them, because sums of a smaller batch round otherwise and long episodes then differ:
-so a film shows the very episode of a row of eval.csv. --at_once 1 plays it alone, which is quicker.
+so a film shows the very episode of a row of eval.csv. --at_once 1 plays it alone: quicker, and otherwise.
 No screen is needed. MuJoCo's models are drawn through EGL, or else OSMesa (MUJOCO_GL= names one); Atari's
 emulator draws by itself, in the game's colours at twice its resolution, while the policy sees its own frames.
 """
@@ -208,6 +208,9 @@ def view(env, name):
     os.environ["MUJOCO_GL"] = backend()
     camera = CAMERAS.get(name, base.mujoco_renderer.default_cam_config)
     follows = "track" if "track" in [base.model.camera(i).name for i in range(base.model.ncam)] else None
+    if follows:  # the floor bears further than it is drawn, and a cheetah runs past that
+        base.model.geom_size[base.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE, :2] *= 10
+        base.model.mat_texrepeat[:] *= 10
     renderer = MujocoRenderer(base.model, base.data, camera, WIDTH, HEIGHT, 2000, camera_name=follows)
     renderer.render("rgb_array")  # makes the scene that is changed here
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):

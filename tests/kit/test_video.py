@@ -107,6 +107,19 @@ def test_mujoco_is_drawn_and_something_moves(monkeypatch, cell):
     assert (first[video.BAR:] != last[video.BAR:]).any()
 
 
+@draws
+def test_a_cheetah_that_runs_far_still_runs_on_a_floor(monkeypatch):
+    monkeypatch.setattr(video, "ASKED", WORKING)
+    env = make_env(configuration("mini/halfcheetah-medium-1/dt/seed0"))
+    env.reset(seed=0)
+    draw, close, _ = video.view(env, "HalfCheetah-v4")
+    near, base = draw(), env.unwrapped
+    base.data.qpos[0] = 90.0  # metres
+    base.step(np.zeros(6))
+    assert abs(draw()[-20:].std() - near[-20:].std()) < 15 < near[-20:].std()  # squares
+    close()
+
+
 def test_frames_carry_what_was_earned_and_what_is_still_to_come():
     picture = np.zeros((40, 320, 3), np.uint8)
     say = {"run": RUN, "episode": 0, "t": 5, "total": 4.5, "to_go": 3595.5, "target": 3600.0}
