@@ -2,7 +2,7 @@
 # to be done is decided in kit/plan.py.
 #
 #   data/PROFILE/CELL.npz -> runs/PROFILE/CELL/METHOD/seedN/{final.safetensors, eval.csv}
-#                         -> results/PROFILE/CELL.csv -> figures/PROFILE/CELL.png
+#                         -> results/PROFILE/CELL.csv -> figures/PROFILE/CELL.png, report/PROFILE.html
 
 PROFILE ?= mini
 METHODS ?= lamo dt
@@ -14,6 +14,7 @@ ARGS    ?=
 LAUNCH  ?=
 REPLACE ?=
 FRESH   ?=
+TENSORBOARD ?=
 # all cores for one run at a time, one core each under make -j
 THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
 
@@ -38,14 +39,16 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all setup test benchmark clean clean-runs evaluated force
+.PHONY: help list all every-cell report setup test benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
+	@echo "make report                      the paper's tables and figures from what has been run: report/$(PROFILE).html"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
-	@echo "make clean                       results and figures                 make clean-runs   and runs"
+	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
+	@echo "make clean                       results, figures and videos         make clean-runs   and runs"
 	@echo
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
@@ -59,6 +62,7 @@ help:
 	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"
 	@echo "  LAUNCH=                  before every training and evaluation, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\""
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
+	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
 	@echo "  FRESH=1                  make all runs that are asked for anew, e.g. after a change of the code"
 
 list:
@@ -111,9 +115,9 @@ quote  = '$(subst ','\'',$1)'
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
-WANTED := $(filter $(addsuffix -%,$(TASKS)) all,$(MAKECMDGOALS))
+WANTED := $(filter $(addsuffix -%,$(TASKS)) every-cell,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
@@ -122,7 +126,7 @@ ifndef INNER
   endif
 endif
 planned = $(filter $1:$*,$(PLAN))
-ready   = $(if $(INNER),,$(VENV)/ready)
+ready   = $(if $(INNER)$(READY),,$(VENV)/ready)
 
 # --- the stages --------------------------------------------------------------------------------
 # What a file depends on stands behind the |, because a finished run is never made anew by a date.
@@ -143,7 +147,7 @@ data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
 runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
 	$(if $(call planned,text),$(PYTHON) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
 	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(if $(anew),--replace))
-	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew)
+	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew) $(if $(TENSORBOARD),--tensorboard)
 
 runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
 	$(LAUNCH) $(PYTHON) evaluate.py $* $(ARGS)
@@ -163,9 +167,10 @@ table/%: figures/%.png
 
 # A cell, whose name is what people type: its runs, then the table and the figure of those that are there, also
 # when one failed.
-packages = $(VENV)/ready $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
-ASKED   := $(sort $(CELLS) $(filter-out all,$(WANTED)))
+ASKED   := $(sort $(CELLS) $(filter-out every-cell,$(WANTED)))
 
 .PHONY: $(ASKED)
 $(ASKED): | $(packages)
@@ -173,12 +178,35 @@ $(ASKED): | $(packages)
 	if ls runs/$(PROFILE)/$@/*/seed*/eval.csv > /dev/null 2>&1; then \
 	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$@ || failed=$$?; fi; exit $${failed:-0}
 
-all: $(CELLS)
+every-cell: $(CELLS)
+
+# the report comes after all cells, also when some failed
+all: | $(packages)
+	+@$(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
+	if ls results/$(PROFILE)/*.csv > /dev/null 2>&1; then \
+	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; exit $${failed:-0}
+
+# the paper's tables and figures, from results/ alone
+report: | $(ready)
+	@$(PYTHON) -m paper.report $(PROFILE)
+
+# --- pictures that move ------------------------------------------------------------------------
+# Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.
+
+finished = $(firstword $(wildcard $(foreach method,$(METHODS),$(foreach cell,$(filter $1-%,$(CELLS)),\
+             $(foreach seed,$(SEEDS),runs/$(PROFILE)/$(cell)/$(method)/seed$(seed)/final.safetensors)))))
+
+videos: $$(foreach task,$$(TASKS),$$(if $$(call finished,$$(task)),videos/$$(PROFILE)/$$(task).gif))
+	@$(foreach task,$(TASKS),$(if $(call finished,$(task)),,echo \
+	  "$(task): no finished run of PROFILE=$(PROFILE) METHODS=\"$(METHODS)\" SEEDS=\"$(SEEDS)\"; left out";)):
+
+videos/$(PROFILE)/%.gif: $$(call finished,$$*)
+	$(LAUNCH) $(PYTHON) evaluate.py $(patsubst runs/%/final.safetensors,%,$<) --video $@
 
 # --- cleaning ----------------------------------------------------------------------------------
 
 clean:
-	rm -rf results figures
+	rm -rf results figures videos report
 
 clean-runs: clean
 	@echo "This deletes every trained run below runs/. Type yes to go on:"; read answer; [ "$$answer" = yes ]

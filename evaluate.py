@@ -3,6 +3,7 @@
     python evaluate.py mini/hopper-medium-0.01/lamo/seed0
     python evaluate.py mini/hopper-medium-0.01/lamo/seed0 --episodes 100 --target_returns 3600
     python evaluate.py --collect mini/hopper-medium-0.01
+    python evaluate.py mini/hopper-medium-0.01/lamo/seed0 --video hopper.gif      # kit/video.py
 
     policy = load_policy("mini/hopper-medium-0.01/lamo/seed0")      # an agent, for any program
     policy.reset(3600.0)
@@ -28,12 +29,14 @@ import copy
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 from kit import artifacts, fail, settings
 from kit.gathering import collect
 
 OPTIONS = settings.options(__doc__, run="maybe")
 OPTIONS.add_argument("--collect", type=settings.run_name, metavar="PROFILE/CELL", help="gather a cell's runs")
+OPTIONS.add_argument("--video", type=Path, metavar="FILE", help=".gif or .mp4: an episode, filmed")
 
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
@@ -46,6 +49,7 @@ import torch
 from tqdm import tqdm
 
 from baselines import build_actor
+from kit import video
 from kit.envs import make_env
 from kit.language_models import shape_digests
 from kit.policy import Policy
@@ -216,4 +220,7 @@ def summarise(run, config, rows):
 if __name__ == "__main__":
     if ARGS.run is None:
         fail("give a run, or --collect PROFILE/CELL; see --help")
-    evaluate(**vars(ARGS))
+    if ARGS.video:
+        video.film(load_policy(ARGS.run, ARGS.device), play_together, **vars(ARGS))
+    else:
+        evaluate(**vars(ARGS))

@@ -163,7 +163,7 @@ def training_step(model, optimizer, config, batch, mask, ids=None):
 
 # --- the loop, of sequence models and baselines alike -------------------------------------------
 
-def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=False):
+def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=False, events=False):
     """Train a run to its last step, from where an earlier call was killed, if it was.
 
     record      what config.json holds, see runs.make_record
@@ -179,7 +179,7 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
         print(f"{run}: is finished, with these settings; --fresh trains it again")
         return
     print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; {about}", flush=True)
-    log = artifacts.Log(folder / "train.csv", done)
+    log = artifacts.Log(folder / "train.csv", done, events)
     bar = tqdm(range(done, steps), initial=done, total=steps, disable=None, unit="step",
                desc=record["method"])
     for step in bar:
@@ -286,7 +286,8 @@ def train(run, device="auto", replace=False, fresh=False, **overrides):
     about = (f"trains {counts['trainable']:,} of {counts['all']:,} parameters "
              f"({100 * counts['trainable'] / counts['all']:.1f} %; in the trunk "
              f"{100 * counts['trunk_trainable'] / counts['trunk']:.2f} %), on {device}")
-    fit(record, trainable(model), [optimizer], update, trainable(model), about, replace, fresh)
+    fit(record, trainable(model), [optimizer], update, trainable(model), about, replace, fresh,
+        overrides.get("tensorboard"))
 
 
 if __name__ == "__main__":

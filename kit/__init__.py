@@ -9,8 +9,11 @@ quick            the same functions, computed with less
 adapters         LoRA in the format of the peft library
 envs             the environments
 gathering        the runs of a cell in one file
-statistics       scores and their intervals
+statistics       scores, their intervals, and what is said over many cells
+results          what figures and tables read: a cell's episodes, the paper's scores
+looks            a method's colour and marker
 policy           how a trained network acts in them
+video            a finished run's episodes as a moving picture
 
 `fail` is how every program of the kit ends on bad input.
 """

@@ -64,7 +64,8 @@ def begin(folder, record, weights, optimizers, replace, fresh):
     if finished and not differs and not fresh:
         return record["steps"]
     if not old or differs or fresh:
-        for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json")]:
+        for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json"),
+                      *folder.glob("events.*")]:
             stale.unlink()
         artifacts.write_json(folder / "config.json", record)
         return 0

