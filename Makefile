@@ -12,6 +12,8 @@ DATA    ?=
 TEXT    ?=
 ARGS    ?=
 LAUNCH  ?=
+GPUS    ?=
+WATCH   ?=
 REPLACE ?=
 FRESH   ?=
 # all cores for one run at a time, one core each under make -j
@@ -28,6 +30,10 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 67108864
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
+# what a recipe works on, PROFILE/CELL/METHOD/seedN or PROFILE/CELL; srun names its job by the second one
+RUN = $*
+export SLURM_JOB_NAME = $(RUN)
+export GPUS
 
 # from tasks.py: TASKS, CELLS, ALL_METHODS, BASELINES, NO_LM, LM_profile/method
 -include build/axes.mk
@@ -36,11 +42,13 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all setup test benchmark clean clean-runs evaluated force
+.PHONY: help list all plan status setup test benchmark clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
+	@echo "make plan                        what make all would do, what is done, the hours it will take"
+	@echo "make status                      done, running, failed, waiting      WATCH=1     stays"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
 	@echo "make clean                       results and figures                 make clean-runs   and runs"
@@ -55,7 +63,9 @@ help:
 	@echo "  TEXT=                    text for the language loss: a file, a folder, a zip, or a URL"
 	@echo "  ARGS=                    more settings for train.py, e.g. ARGS=\"--steps 50\""
 	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"
-	@echo "  LAUNCH=                  before every training and evaluation, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\""
+	@echo "  LAUNCH=                  before all that computes, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\"; \$$(RUN) in"
+	@echo "                           it is the run's name"
+	@echo "  GPUS=                    of this machine; make -j4 GPUS=4 gives each run one that is free"
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
 	@echo "  FRESH=1                  make all runs that are asked for anew, e.g. after a change of the code"
 
@@ -110,7 +120,9 @@ CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS
          LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all,$(MAKECMDGOALS))
-ifndef INNER
+ifeq ($(WANTED)$(INNER)$(GRID),all)
+  SUMMARY := 1
+else ifndef INNER
   PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
@@ -120,8 +132,10 @@ planned = $(filter $1:$*,$(PLAN))
 ready   = $(if $(INNER),,$(VENV)/ready)
 
 # --- the stages --------------------------------------------------------------------------------
-# What a file depends on stands behind the |, because a finished run is never made anew by a date.
+# What a file depends on stands behind the |, because a finished run is never made anew by a date. kit.watch
+# stands before what computes: it keeps its log and its cost, and lets nobody do the same thing beside it.
 
+stage   = $(LAUNCH) $(PYTHON) -m kit.watch
 # runs/STEM/...: STEM is PROFILE/CELL/METHOD/seedN
 parts   = $(subst /, ,$*)
 profile = $(word 1,$(parts))
@@ -133,15 +147,15 @@ lm      = $(if $(LM),$(if $(filter $(profile)/$(method),$(NO_LM)),,--lm $(call q
 anew    = $(if $(FRESH),--fresh,$(if $(REPLACE),--replace))
 
 data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
-	$(PYTHON) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
+	$(stage) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
 
 runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
-	$(if $(call planned,text),$(PYTHON) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
+	$(if $(call planned,text),$(stage) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
 	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(if $(anew),--replace))
-	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew)
+	$(stage) $(trainer) $* $(lm) $(ARGS) $(anew)
 
 runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
-	$(LAUNCH) $(PYTHON) evaluate.py $* $(ARGS)
+	$(stage) evaluate.py $* $(ARGS)
 
 evaluated: $(patsubst run:%,runs/%/eval.csv,$(filter run:%,$(PLAN)))
 	@:
@@ -157,7 +171,7 @@ table/%: figures/%.png
 
 # A cell, whose name is what people type: its runs, then the table and the figure of those that are there, also
 # when one failed.
-packages = $(VENV)/ready $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+packages = $(if $(GRID),,$(VENV)/ready $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2))
 of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
 ASKED   := $(sort $(CELLS) $(filter-out all,$(WANTED)))
 
@@ -167,7 +181,23 @@ $(ASKED): | $(packages)
 	if ls runs/$(PROFILE)/$@/*/seed*/eval.csv > /dev/null 2>&1; then \
 	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$@ || failed=$$?; fi; exit $${failed:-0}
 
+# The first make calls a second one, whose end it sees: what failed is said once more, when all has been tried.
+ifdef SUMMARY
+all: | $(packages)
+	+@$(MAKE) --no-print-directory GRID=1 all || { $(GRID_STATUS) --failed; exit 1; }
+else
 all: $(CELLS)
+endif
+
+# --- watching ----------------------------------------------------------------------------------
+
+GRID_STATUS = $(CALL) $(BASE_PYTHON) -m kit.status $(CELLS)
+
+plan:
+	@$(GRID_STATUS) --plan
+
+status:
+	@$(GRID_STATUS) $(if $(WATCH),--watch)
 
 # --- cleaning ----------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ read is checked, and a damaged file ends the program in one line.
         state.safetensors               what a killed run resumes from; removed at the end
         eval.csv                        one row an episode: RESULT_COLUMNS
         eval.json                       what was played: episodes, target returns
+        log.txt, cost.json              all that it printed, and what it took, where kit.watch stood before it
     results/PROFILE/CELL.csv            the rows of all runs of a cell
     figures/PROFILE/CELL.png
 
@@ -21,6 +22,7 @@ import csv
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -147,10 +149,13 @@ def read_csv(path, columns):
 
 
 class Log:
-    """train.csv: each row averages what was added since the last one; `lr` is the newest."""
+    """train.csv: each row averages what was added since the last one; `lr` is the newest. A row is in the
+    file at once, or with the next one where they come faster than one in SAVE_EVERY seconds."""
+
+    SAVE_EVERY = 1.0
 
     def __init__(self, path, done):
-        self.path, self.rows, self.seen = path, [], []
+        self.path, self.rows, self.seen, self.saved = path, [], [], -self.SAVE_EVERY
         if done and path.exists():  # a resumed run keeps the rows up to its checkpoint
             self.rows = [row for row in read_csv(path, ("step",)) if int(row["step"]) <= done]
 
@@ -164,8 +169,12 @@ class Log:
             means["lr"] = self.seen[-1]["lr"]
         self.rows.append({"step": step, **{name: f"{mean:.6g}" for name, mean in means.items()}})
         self.seen = []
+        if time.monotonic() >= self.saved + self.SAVE_EVERY:
+            self.save()
+        return self.rows[-1]
 
     def save(self):
+        self.saved = time.monotonic()
         columns = dict.fromkeys(name for row in self.rows for name in row)
         write_csv(self.path, tuple(columns), self.rows)
 

@@ -12,13 +12,15 @@ ROOMS = ("kit", "mini", "sources", "benchmark")
 
 # A module imports from lower levels; in mini, sources and benchmark also from its own room.
 LEVELS = (
-    ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics"),
-    ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs"),
-    ("model", "mini", "sources"),
+    ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics",
+     "kit.lock"),
+    ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.hours", "kit.watch"),
+    ("model", "mini", "sources", "kit.progress"),
     ("prepare_data", "train"),
     ("baselines",),
     ("evaluate",),
     ("plot", "export", "benchmark", "kit.plan"),
+    ("kit.status",),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("sources.played", "mini.players"),
          ("mini.train_player", "sources.d4rl")}
@@ -83,7 +85,7 @@ def test_imports_stand_at_the_top(name):
 
 
 def test_what_make_asks_needs_no_package():
-    names = {"kit", "tasks", "kit.settings", "kit.plan"}
+    names = {"kit", "tasks", "kit.settings", "kit.plan", "kit.lock", "kit.hours", "kit.status", "kit.watch"}
     assert {m for name in names for m in imports(TREES[name])} <= names | sys.stdlib_module_names
 
 
