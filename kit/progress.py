@@ -85,7 +85,9 @@ class Progress:
         said = [self.doing, f"{self.unit} {self.done:,}{f' of {self.total:,}' if self.total else ''}",
                 *(f"{name} {value}" for name, value in self.notes.items()),
                 f"{now['per_second']:.3g} {self.unit}s/s"]
-        return ", ".join(said + [f"{spell(now['left'])} left"] * (now["left"] is not None))
+        if now["left"] is not None:
+            said.append(f"{spell(now['left'])} left")
+        return ", ".join(said)
 
     def write(self):
         """Whole or not at all, and no more: it is no part of the run's record."""

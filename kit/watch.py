@@ -22,6 +22,7 @@ import os
 import pty
 import resource
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
@@ -232,11 +233,15 @@ def main(command, gpus):
         log, began = Log(folder / "log.txt"), time.monotonic()
         if left:
             remember_the_lost(left, folder, log)
-        log.say(f"{clock()}, process {os.getpid()} on {lock.owner['host']}: {' '.join(command)}")
+        log.say(f"{clock()}, process {os.getpid()} on {lock.owner['host']}: {shlex.join(command)}")
         progress = folder / "progress.json"
         progress.unlink(missing_ok=True)
         try:
-            code, said = code_of(watched(command, folder, int(gpus or 0), lock, log))
+            try:
+                code = watched(command, folder, int(gpus or 0), lock, log)
+            except SystemExit as stop:  # a signal before the stage was there
+                code = stop.code
+            code, said = code_of(code)
             log.close(f"{said} after {time.monotonic() - began:.1f} s, {clock()}")
             add_cost(folder, stage, took(began) | steps_of(folder) | {
                 "exit": code, "ended": clock(), "host": lock.owner["host"]})
