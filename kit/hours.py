@@ -35,38 +35,45 @@ def kinds(config):
 
 
 def measured():
-    """{kind: [(a start, a training step, a start of evaluation, an episode)]}, seconds of finished runs."""
+    """{(stage, kind): [(seconds until its first step, seconds a training step or an episode)]}, of the
+    trainings and of the evaluations that have ended."""
     times = collections.defaultdict(list)
     for path in Path("runs").glob("*/*/*/seed*/cost.json"):
-        cost, config = read_json(path), read_json(path.parent / "config.json")
-        training, evaluation = cost.get("training", {}), cost.get("evaluation", {})
-        played = evaluation.get("calls") and (path.parent / "eval.csv").exists()
-        if not training.get("steps") or not played:
-            continue
-        with contextlib.suppress(KeyError, TypeError):  # another kit's
-            episodes = episodes_of(config | read_json(path.parent / "eval.json"))
-            sample = ((training["wall"] - training["seconds"]) / training["calls"],
-                      training["seconds"] / training["steps"],
-                      (evaluation["wall"] - evaluation["seconds"]) / evaluation["calls"],
-                      evaluation["seconds"] / episodes)
-            for kind in kinds(config):
-                times[kind].append(sample)
+        folder, cost = path.parent, read_json(path)
+        config = read_json(folder / "config.json") | read_json(folder / "eval.json")
+        ended = {"training": folder / "final.safetensors", "evaluation": folder / "eval.csv"}
+        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):  # another kit's
+            for stage, last in ended.items():
+                took = cost.get(stage, {"calls": 0})
+                if took["calls"] and last.exists():
+                    units = took["steps"] if stage == "training" else episodes_of(config)
+                    sample = (took["wall"] - took["seconds"]) / took["calls"], took["seconds"] / units
+                    for kind in kinds(config):
+                        times[stage, kind].append(sample)
     return times
 
 
+def median(times, stage, config):
+    """The middle (start, unit) of the closest kind; None if there is none."""
+    samples = next((times[stage, kind] for kind in kinds(config) if (stage, kind) in times), None)
+    return samples and tuple(map(statistics.median, zip(*samples, strict=True)))
+
+
 def seconds_left(config, times, trained=0, now=None):
-    """What is left of a run of which `trained` steps are done, None if that is not known.
+    """What is left of a run of which `trained` steps are done, None if that is not known. The evaluation of
+    a run still to be trained is not counted where it is not known.
     now: the progress.json of one that runs."""
-    samples = next((times[kind] for kind in kinds(config) if kind in times), None)
-    if not samples:
-        return None
-    start, step, evaluation, episode = map(statistics.median, zip(*samples, strict=True))
-    playing = evaluation + episode * episodes_of(config)
+    training, evaluation = (median(times, stage, config) for stage in ("training", "evaluation"))
+    playing = evaluation and evaluation[0] + evaluation[1] * episodes_of(config)
     if now and now["unit"] != "step":
         return playing if now["left"] is None else now["left"]
-    if now:
-        return step * (config["steps"] - now["done"]) + playing
-    return (0.0 if trained == config["steps"] else start + step * (config["steps"] - trained)) + playing
+    if trained == config["steps"]:
+        return playing
+    if not training:
+        return None
+    start, step = training
+    left = step * (config["steps"] - now["done"]) if now else start + step * (config["steps"] - trained)
+    return left + (playing or 0.0)
 
 
 def spell(seconds):

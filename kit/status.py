@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kit import plan, settings
-from kit.hours import measured, seconds_left, spell
+from kit.hours import measured, median, seconds_left, spell
 from kit.lock import alive, read_json, who
 
 STOPPED = (129, 130, 143)  # SIGHUP, SIGINT, SIGTERM: somebody wanted it
@@ -126,13 +126,16 @@ def left_of(run, times):
 
 def in_all(found, times):
     """"3.1 h", and how much of it is not known."""
-    left = [left_of(run, times) for run in found if run.state not in ("done", "differs")]
+    to_do = [run for run in found if run.state not in ("done", "differs")]
+    left = [left_of(run, times) for run in to_do]
     unknown = left.count(None)
     if not left:
         return "nothing"
     if unknown == len(left):
         return f"unknown; none of the {unknown} runs is of a kind that has been finished here"
-    said = f"{spell(sum(filter(None, left)))}, one run at a time"
+    partly = any(seconds is not None and not median(times, "evaluation", run.config)
+                 for run, seconds in zip(to_do, left, strict=True))
+    said = f"{'at least ' * partly}{spell(sum(filter(None, left)))}, one run at a time"
     return said + (f", and {unknown} runs of kinds that have not been finished here" if unknown else "")
 
 
@@ -171,8 +174,8 @@ def headline(found, make):
     count = collections.Counter(run.state for run in found)
     said = ", ".join(f"{count[state]} {state.replace('differs', 'differ')}" for state in STATES
                      if count[state] or state in ("done", "waiting"))
-    return (f"PROFILE={make['PROFILE']} METHODS=\"{make['METHODS']}\" SEEDS=\"{make['SEEDS']}\": "
-            f"{len(found)} runs, {said}")
+    return (f"{len(found)} runs, {said}, of PROFILE={make['PROFILE']} METHODS=\"{make['METHODS']}\" "
+            f"SEEDS=\"{make['SEEDS']}\"")
 
 
 # --- make status -------------------------------------------------------------------------------

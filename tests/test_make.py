@@ -351,7 +351,7 @@ def test_the_plan_of_the_full_grid_of_both_profiles_takes_seconds(kit):
         start = time.time()
         said = kit("make", word, *every).stdout
         assert time.time() - start < 5
-        assert "runs, 0 done" in said and len(said.splitlines()) < 100
+        assert "runs, 0 done" in said and len(said.splitlines()) < 120
     assert not (kit.folder / "runs").exists()
 
 

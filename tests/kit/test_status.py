@@ -103,8 +103,14 @@ def test_the_hours_are_those_of_the_same_kind_and_else_unknown(grid):
                         (DT + "1", {"batch_size": 7}),
                         ("paper/hopper-medium-0.01/dt/seed0", {})):
         assert hours.seconds_left(settings.configuration(other, **more), times) is None
-    grid.finish(DT + "1", wall=300.0)  # the median
+    folder = grid.finish(DT + "1", wall=300.0)  # the median
     assert hours.seconds_left(config, hours.measured()) == pytest.approx(270)
+    (folder / "eval.csv").unlink()
+    (folder.parent / "seed0/eval.csv").unlink()  # trained, and not yet played
+    assert hours.seconds_left(config, hours.measured()) == pytest.approx(210)
+    assert hours.seconds_left(config, hours.measured(), trained=config["steps"]) is None
+    waiting = grid()["mini/walker2d-medium-0.01/dt/seed0"]
+    assert status.in_all([waiting], hours.measured()).startswith("at least")
 
 
 def test_the_plan_counts_each_run_once_and_says_what_is_unknown(grid):
