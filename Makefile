@@ -12,6 +12,8 @@ DATA    ?=
 TEXT    ?=
 ARGS    ?=
 LAUNCH  ?=
+GPUS    ?=
+WATCH   ?=
 REPLACE ?=
 FRESH   ?=
 TENSORBOARD ?=
@@ -29,6 +31,10 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 67108864
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
+# what a recipe works on, PROFILE/CELL/METHOD/seedN or PROFILE/CELL; srun names its job by the second one
+RUN = $*
+export SLURM_JOB_NAME = $(RUN)
+export GPUS
 
 # from tasks.py: TASKS, CELLS, ALL_METHODS, BASELINES, NO_LM, LM_profile/method
 -include build/axes.mk
@@ -39,12 +45,14 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all every-cell report setup test benchmark videos clean clean-runs evaluated force
+.PHONY: help list all every-cell report plan status setup test benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
 	@echo "make report                      the paper's tables and figures from what has been run: report/$(PROFILE).html"
+	@echo "make plan                        what make all would do, what is done, the hours it will take"
+	@echo "make status                      done, running, failed, waiting      WATCH=1     stays"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
 	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
@@ -60,7 +68,9 @@ help:
 	@echo "  TEXT=                    text for the language loss: a file, a folder, a zip, or a URL"
 	@echo "  ARGS=                    more settings for train.py, e.g. ARGS=\"--steps 50\""
 	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"
-	@echo "  LAUNCH=                  before every training and evaluation, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\""
+	@echo "  LAUNCH=                  before all that computes, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\"; \$$(RUN) in"
+	@echo "                           it is the run's name"
+	@echo "  GPUS=                    of this machine; make -j4 GPUS=4 gives each run one that is free"
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
 	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
 	@echo "  FRESH=1                  make all runs that are asked for anew, e.g. after a change of the code"
@@ -129,8 +139,10 @@ planned = $(filter $1:$*,$(PLAN))
 ready   = $(if $(INNER)$(READY),,$(VENV)/ready)
 
 # --- the stages --------------------------------------------------------------------------------
-# What a file depends on stands behind the |, because a finished run is never made anew by a date.
+# What a file depends on stands behind the |, because a finished run is never made anew by a date. kit.watch
+# stands before what computes: it keeps its log and its cost, and lets nobody do the same thing beside it.
 
+stage   = $(LAUNCH) $(PYTHON) -m kit.watch
 # runs/STEM/...: STEM is PROFILE/CELL/METHOD/seedN
 parts   = $(subst /, ,$*)
 profile = $(word 1,$(parts))
@@ -142,15 +154,15 @@ lm      = $(if $(LM),$(if $(filter $(profile)/$(method),$(NO_LM)),,--lm $(call q
 anew    = $(if $(FRESH),--fresh,$(if $(REPLACE),--replace))
 
 data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
-	$(PYTHON) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
+	$(stage) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
 
 runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
-	$(if $(call planned,text),$(PYTHON) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
+	$(if $(call planned,text),$(stage) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
 	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(if $(anew),--replace))
-	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew) $(if $(TENSORBOARD),--tensorboard)
+	$(stage) $(trainer) $* $(lm) $(ARGS) $(anew) $(if $(TENSORBOARD),--tensorboard)
 
 runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
-	$(LAUNCH) $(PYTHON) evaluate.py $* $(ARGS)
+	$(stage) evaluate.py $* $(ARGS)
 
 evaluated: $(patsubst run:%,runs/%/eval.csv,$(filter run:%,$(PLAN)))
 	@:
@@ -180,11 +192,12 @@ $(ASKED): | $(packages)
 
 every-cell: $(CELLS)
 
-# the report comes after all cells, also when some failed
+# after all cells, also when some failed, the report of those that are there, and then what failed
 all: | $(packages)
 	+@$(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
 	if ls results/$(PROFILE)/*.csv > /dev/null 2>&1; then \
-	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; exit $${failed:-0}
+	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; \
+	[ -z "$$failed" ] || { $(GRID_STATUS) --failed; exit $$failed; }
 
 # the paper's tables and figures, from results/ alone
 report: | $(ready)
@@ -202,6 +215,16 @@ videos: $$(foreach task,$$(TASKS),$$(if $$(call finished,$$(task)),videos/$$(PRO
 
 videos/$(PROFILE)/%.gif: $$(call finished,$$*)
 	$(LAUNCH) $(PYTHON) evaluate.py $(patsubst runs/%/final.safetensors,%,$<) --video $@
+
+# --- watching ----------------------------------------------------------------------------------
+
+GRID_STATUS = $(CALL) $(BASE_PYTHON) -m kit.status $(CELLS)
+
+plan:
+	@$(GRID_STATUS) --plan
+
+status:
+	@$(GRID_STATUS) $(if $(WATCH),--watch)
 
 # --- cleaning ----------------------------------------------------------------------------------
 

@@ -26,10 +26,10 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from kit import artifacts, runs
 from kit.language_models import input_digests, language_model_id, tokenizer_digest
+from kit.progress import Progress
 from kit.quick import pick_device, pick_dtype
 from lora import LoRA
 from model import build_model
@@ -180,9 +180,8 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
         return
     print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; {about}", flush=True)
     log = artifacts.Log(folder / "train.csv", done, events)
-    bar = tqdm(range(done, steps), initial=done, total=steps, disable=None, unit="step",
-               desc=record["method"])
-    for step in bar:
+    progress = Progress(f"{run}: training", done, steps, "step")
+    for step in progress:
         seeds = np.random.SeedSequence([record["seed"], step])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         try:
@@ -192,8 +191,8 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
                  "the data")
         last, checkpoint = step + 1 == steps, (step + 1) % record["eval_every"] == 0
         if (step + 1) % record["log_every"] == 0 or checkpoint or last:
-            log.row(step + 1)
-            bar.set_postfix({name: value for name, value in log.rows[-1].items() if "loss" in name})
+            row = log.row(step + 1)
+            progress.note(**{name: value for name, value in row.items() if "loss" in name})
         if checkpoint and not last:
             log.save()
             artifacts.save_tensors(folder / f"step-{step + 1:07d}.safetensors", saved, run=run, step=step + 1)

@@ -4,6 +4,8 @@ settings         a run's name -> its configuration; the command line; what make 
 artifacts        paths and file formats: datasets, tensors, JSON, logs, results
 runs             a run's record, its beginning, and what a killed one resumes from
 plan             which of the runs asked for are finished, which differ, which must be made
+watch            stands before a stage: its log, its cost, its GPU; lock: one process a run, on all hosts
+status           what a grid is doing; hours: how long it takes; progress: what a stage says meanwhile
 language_models  where a language model is found, loaded, and named by digest
 quick            the same functions, computed with less
 adapters         LoRA in the format of the peft library

@@ -12,6 +12,7 @@ read is checked, and a damaged file ends the program in one line.
         state.safetensors               what a killed run resumes from; removed at the end
         eval.csv                        one row an episode: RESULT_COLUMNS
         eval.json                       what was played: episodes, target returns
+        log.txt, cost.json              all that it printed, and what it took, where kit.watch stood before it
     results/PROFILE/CELL.csv            the rows of all runs of a cell
     figures/PROFILE/CELL.png
 
@@ -23,6 +24,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,13 +154,16 @@ def read_csv(path, columns):
 
 
 class Log:
-    """train.csv: each row averages what was added since the last one; `lr` is the newest.
+    """train.csv: each row averages what was added since the last one; `lr` is the newest. A row is in the
+    file at once, or with the next one where they come faster than one in SAVE_EVERY seconds.
 
     tensorboard     write the rows as event files too, beside it; nothing of the kit reads them
     """
 
+    SAVE_EVERY = 1.0
+
     def __init__(self, path, done, tensorboard=False):
-        self.path, self.rows, self.seen = path, [], []
+        self.path, self.rows, self.seen, self.saved = path, [], [], -self.SAVE_EVERY
         if done and path.exists():  # a resumed run keeps the rows up to its checkpoint
             self.rows = [row for row in read_csv(path, ("step",)) if int(row["step"]) <= done]
         self.events = event_writer(path.parent) if tensorboard else None
@@ -176,6 +181,9 @@ class Log:
         self.rows.append({"step": step, **{name: f"{mean:.6g}" for name, mean in means.items()}})
         self.seen = []
         self.show(self.rows[-1])
+        if time.monotonic() >= self.saved + self.SAVE_EVERY:
+            self.save()
+        return self.rows[-1]
 
     def show(self, row):
         for name, value in row.items() if self.events else ():
@@ -183,6 +191,7 @@ class Log:
                 self.events.add_scalar(name, float(value), int(row["step"]))
 
     def save(self):
+        self.saved = time.monotonic()
         if self.events:
             self.events.flush()
         columns = dict.fromkeys(name for row in self.rows for name in row)

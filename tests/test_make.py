@@ -1,5 +1,6 @@
 """The kit through make, as its users run it: both profiles, no network, a local server."""
 
+import concurrent.futures
 import csv
 import functools
 import http.server
@@ -12,6 +13,7 @@ import pytest
 from conftest import d4rl_arrays, make_kit, one_line, write_d4rl
 
 from kit.artifacts import load_provenance
+from tasks import METHODS
 
 NO_NETWORK = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "",
               "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
@@ -287,10 +289,70 @@ def test_help_and_list_need_no_packages(kit):
     assert all(f"hopper-medium-{ratio}" in listed for ratio in ("0.005", "0.01", "0.1", "1"))
 
 
-def test_the_launcher_stands_before_every_training_and_evaluation(kit):
-    plan = kit("make", "-n", CELL, "LAUNCH=srun -n1").stdout.splitlines()
+def test_the_launcher_stands_before_all_that_computes(kit):
+    plan = kit("make", "-n", CELL, "LAUNCH=srun -n1", "METHODS=lamo-lm0.1 dt").stdout.splitlines()
     staged = [line for line in plan if "train.py" in line or "evaluate.py mini" in line]
     assert len(staged) == 4 and all(line.startswith("srun -n1 ") for line in staged)
+    data = [line for line in plan if "prepare_data.py" in line]
+    assert [line.split("prepare_data.py ")[1].split()[0] for line in data] == [f"mini/{CELL}", "mini/text"]
+    assert all(line.startswith("srun -n1 ") for line in data)
+
+
+def test_the_launcher_knows_what_it_launches(kit):
+    (kit.folder / "launch").write_text('#!/bin/sh\necho "$1 $SLURM_JOB_NAME" >> launched\n')
+    (kit.folder / "launch").chmod(0o755)
+    kit("make", REACHER, "METHODS=dt", "SEEDS=3", "LAUNCH=./launch $(RUN)", check=False)
+    run = f"mini/{REACHER}/dt/seed3"
+    assert (kit.folder / "launched").read_text().splitlines() == [f"mini/{REACHER} mini/{REACHER}",
+                                                                  f"{run} {run}", f"{run} {run}"]
+
+
+def test_all_goes_on_when_one_fails_and_says_at_the_end_which_and_how_to_see_why(kit):
+    grid = (f"CELLS={REACHER}", "METHODS=lamo-medium dt", SHORT)
+    done = kit("make", "-k", "-j2", "all", *grid, check=False)
+    failed = f"mini/{REACHER}/lamo-medium/seed0"
+    lines = done.stdout.splitlines()
+    at = lines.index("1 failed:")
+    assert done.returncode != 0 and "data mean" in "".join(lines[:at])
+    assert failed in lines[at + 1] and "has no language model for lamo-medium" in lines[at + 1]
+    assert lines[at + 2].strip() == f"tail runs/{failed}/log.txt" and lines[at + 3].startswith("1 of 2 runs")
+    log = (kit.folder / f"runs/{failed}/log.txt").read_text().splitlines()
+    assert "has no language model for lamo-medium" in log[-2] and log[-1].startswith("--- exit code 1 ")
+
+    before = stamps(kit.folder)
+    said = kit("make", "status", *grid).stdout
+    assert "2 runs, 1 done, 1 failed, 0 waiting" in said and "exit code 1" in said
+    assert "| train: the mini profile has no language model" in said
+    said = kit("make", "plan", *grid, "SEEDS=0 1 2 3").stdout
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
+    assert rows["dt"][:3] == ["4", "1", "3"] and rows["lamo-medium"] == ["4", "0", "4", "4"]
+    assert "one run at a time, and 4 runs of kinds that have not been finished here" in said
+    assert stamps(kit.folder) == before
+
+    cost = json.loads((kit.folder / f"runs/mini/{REACHER}/dt/seed0/cost.json").read_text())
+    assert cost["training"]["steps"] == 4 and cost["evaluation"]["calls"] == 1 and cost["last"]["exit"] == 0
+    assert cost["wall"] == pytest.approx(cost["training"]["wall"] + cost["evaluation"]["wall"], abs=0.01)
+    assert cost["peak_memory"] > 1e8
+
+
+def test_two_makes_at_once_do_nothing_twice(kit):
+    grid = (REACHER, SHORT, "METHODS=dt")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        both = [done.result() for done in [pool.submit(kit, "make", *grid) for _ in range(2)]]
+    assert sum(done.stdout.count(" of 610,946 parameters") for done in both) == 1
+    assert sum("waits for process" in done.stdout for done in both) == 1
+    assert all("data mean" in done.stdout for done in both)
+
+
+def test_the_plan_of_the_full_grid_of_both_profiles_takes_seconds(kit):
+    every = (f"METHODS={' '.join(METHODS)}", "SEEDS=0 1 2", "PROFILE=mini paper")
+    kit("make", "list")
+    for word in ("plan", "status"):
+        start = time.time()
+        said = kit("make", word, *every).stdout
+        assert time.time() - start < 5
+        assert "runs, 0 done" in said and len(said.splitlines()) < 120
+    assert not (kit.folder / "runs").exists()
 
 
 def test_videos_are_of_the_tasks_that_have_a_finished_run(kit):
@@ -320,7 +382,8 @@ def test_tensorboard_is_only_an_option_of_training(kit):
 
 def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
     kit("make", CELL, SHORT)
-    kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*") if path.is_file()}
+    kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*")
+            if path.is_file() and path.name not in ("log.txt", "cost.json")}
     for path in kept:
         path.unlink()
     kit("make", "-j2", CELL, SHORT)
