@@ -7,11 +7,6 @@
 import numpy as np
 
 
-def number_losses(row):
-    """A row's losses as numbers, in place: what was not measured is not a number."""
-    row |= {name: float(row[name] or "nan") for name in ("heldout_loss", "heldout_floor", "train_loss")}
-
-
 def measured(rows):
     return [row for row in rows if np.isfinite(row.get("heldout_loss", np.nan))]
 
