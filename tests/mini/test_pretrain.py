@@ -95,6 +95,51 @@ def test_shuffle_keeps_the_tokens_of_a_block_and_loses_their_order(trained, corp
     assert sha256(tmp_path / "lm" / "model.safetensors") != sha256(trained / "lm" / "model.safetensors")
 
 
+def test_a_chain_goes_by_its_probabilities():
+    following, first = pretrain.transitions(5, 0)
+    assert following.shape == (5, 5) and np.allclose(following.sum(1), 1) and first.sum() == pytest.approx(1)
+    assert following.max() / following.min() < math.e and np.ptp(following) > 0.05  # of numbers in [0, 1]
+    tokens = pretrain.chain_windows(following, first, 3000, 50, 0, 7).numpy()
+    assert tokens.shape == (3000, 51) and tokens.min() == 1 and tokens.max() == 5
+    pairs = np.zeros((5, 5))
+    np.add.at(pairs, (tokens[:, :-1] - 1, tokens[:, 1:] - 1), 1)
+    assert np.allclose(pairs / pairs.sum(1, keepdims=True), following, atol=0.015)
+    assert np.allclose(np.bincount(tokens[:, 0] - 1) / 3000, first, atol=0.03)
+    again, other = (pretrain.chain_windows(following, first, 3000, 50, 0, step).numpy() for step in (7, 8))
+    assert np.array_equal(again, tokens) and not np.array_equal(other, tokens)
+
+
+def test_the_model_of_a_chain_has_the_shipped_models_vocabulary(tmp_path):
+    run("--markov", "--out", tmp_path / "lm", *TINY, "--tokens", 320)
+    provenance = json.loads((tmp_path / "lm" / "pretrain.json").read_text())
+    assert provenance["states"] == 100 and provenance["markov"] and "corpus" not in provenance
+    shipped = load_tokenizer("mini")
+    assert load_tokenizer(str(tmp_path / "lm")).get_vocab() == shipped.get_vocab()
+    assert load_language_model(str(tmp_path / "lm"), 0.0).config.vocab_size == len(shipped)
+
+
+@pytest.mark.parametrize("early", [(), ("--early", "lm-early")])
+def test_a_killed_training_goes_on_to_the_same_bytes(trained, corpus, tmp_path, monkeypatch, early):
+    monkeypatch.chdir(tmp_path)
+    step, calls = pretrain.training_step, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 150:
+            raise KeyboardInterrupt
+        return step(*arguments)
+    monkeypatch.setattr(pretrain, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, "--out", "lm", *early, *TINY)
+    assert (tmp_path / "lm.state.safetensors").exists() and not (tmp_path / "lm").exists()
+    assert "other settings" in refused(corpus, "--out", "lm", *TINY, "--seed", 1)
+    run(corpus, "--out", "lm", *early, *TINY)
+    assert len(calls) == 150 + 120  # a row's steps anew
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lm", *(["lm-early"] if early else [])]
+    for name in ("model.safetensors", "pretrain.csv", "pretrain.json"):
+        assert sha256(tmp_path / "lm" / name) == sha256(trained / "lm" / name)
+
+
 def test_a_run_that_ends_early_leaves_the_old_folder_whole(trained, corpus, tmp_path, monkeypatch):
     run(corpus, "--out", tmp_path / "lm", *TINY, "--seed", 1)
     before = {path.name: sha256(path) for path in (tmp_path / "lm").iterdir()}
@@ -162,6 +207,10 @@ def test_a_folder_that_is_no_language_model_is_not_replaced(corpus, tmp_path):
     for option in ("--out", "--early"):
         assert "is no language model" in refused(corpus, "--out", tmp_path / "lm", option, tmp_path, *TINY)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_chain_takes_no_text(corpus, tmp_path):
+    assert "or --markov" in refused(corpus, "--markov", "--out", tmp_path / "lm")
 
 
 def test_without_work_it_says_what_to_give(kit):
