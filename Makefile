@@ -7,6 +7,7 @@
 PROFILE ?= mini
 METHODS ?= lamo dt
 SEEDS   ?= 0
+SUBSETS ?=
 LM      ?=
 DATA    ?=
 TEXT    ?=
@@ -61,6 +62,7 @@ help:
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
 	@echo "  SEEDS=\"$(SEEDS)\"                e.g. SEEDS=\"0 1 2\""
+	@echo "  SUBSETS=                 seed: seed N trains on subset N, and the table is CELL-dN; or make CELL-d3"
 	@echo "  LM=                      a hub name, a folder, a GGUF file, mini, mini-random, mini-early, smollm2:"
 	@echo "                           the trunk of the methods whose row in tasks.py names none"
 	@echo "  DATA=                    paper: D4RL's HDF5 or DQN replay's files, their folder (or one with a"
@@ -122,7 +124,7 @@ benchmark: $(VENV)/ready-benchmark
 # data:CELL. A call of make for one cell's runs (INNER) is given the words of that cell.
 
 quote  = '$(subst ','\'',$1)'
-CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
+CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) SUBSETS=$(call quote,$(SUBSETS)) \
          LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) every-cell,$(MAKECMDGOALS))
@@ -181,14 +183,17 @@ table/%: figures/%.png
 # when one failed.
 smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
 packages = $(if $(READY),,$(VENV)/ready $(smollm2))
-of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
+# CELL-dN: runs of CELL and of CELL-d1, CELL-d2 ...; what a table of them is called
+tabled   = $@$(if $(SUBSETS),-dN)
+homes    = $(if $(filter %-dN,$(tabled)),$(tabled:-dN=/) $(tabled:N=),$(tabled)/)
+of_cell  = $(foreach word,$(PLAN),$(if $(strip $(foreach home,$(homes),$(findstring :$(PROFILE)/$(home),$(word)/))),$(word)))
 ASKED   := $(sort $(CELLS) $(filter-out every-cell,$(WANTED)))
 
 .PHONY: $(ASKED)
 $(ASKED): | $(packages)
 	+@$(MAKE) --no-print-directory INNER=1 PLAN='$(of_cell)' evaluated || failed=$$?; \
-	if ls runs/$(PROFILE)/$@/*/seed*/eval.csv > /dev/null 2>&1; then \
-	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$@ || failed=$$?; fi; exit $${failed:-0}
+	if ls $(foreach home,$(homes:-d=-d*/),runs/$(PROFILE)/$(home)*/seed*/eval.csv) 2> /dev/null | grep -q .; then \
+	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$(tabled) || failed=$$?; fi; exit $${failed:-0}
 
 every-cell: $(CELLS)
 

@@ -11,7 +11,8 @@ p. 6: over the last 20K of 100K steps, 8 evaluations) at the largest target retu
 the best of several targets, chosen on the test returns themselves (srzer/LaMo-2023#1): that number
 stands beside ours, under its own name.
 
-Brackets are 95 % intervals of the mean. Over several seeds: Student's t, a seed being one value. With
+Brackets are 95 % intervals of the mean. Over several seeds, or subsets with a seed each (CELL-dN): Student's
+t, each being one value. Seeds of one subset say nothing about other subsets. With
 one seed: a bootstrap over its episodes, whatever their number, which says nothing about other seeds and
 is narrow when episodes are few (of normal values it covers the mean 91 times in 100 with 20 episodes,
 83 times with Atari's 5).
@@ -36,8 +37,8 @@ from matplotlib.lines import Line2D
 from kit import artifacts
 from kit.looks import style
 from kit.losses import draw_losses, measured
-from kit.results import load_results, paper_scores
-from kit.statistics import interval, samples, summarise
+from kit.results import data_score, load_results, paper_scores
+from kit.statistics import interval, of_subsets, samples, summarise
 
 SCALE = {"mujoco": "a random policy, 100 D4RL's expert", "kitchen": "no sub-task, 100 all four",
          "reacher2d": "never at the target, 100 always", "atari": "a random player, 100 a human"}
@@ -91,12 +92,12 @@ def print_table(cell, rows, table):
         best = "no targets" if line["target"] is None else f"{line['best']:.1f} at {line['best_target']:>4g}"
         print(f"{line['method']:{wide}} {line['lm']:{lm_wide}} {line['steps']:>7,} {seeds:>{seeds_wide}} "
               f"{score:>22} {over:>11} {best:>13} | {paper.get(line['method'], '-'):>10}")
-    if np.isfinite(first["data_score"]):
-        print(f"{'data mean':{wide + lm_wide + seeds_wide + 10}} {first['data_score']:>22.1f} {'':25} |")
+    if np.isfinite(data_score(rows)):
+        print(f"{'data mean':{wide + lm_wide + seeds_wide + 10}} {data_score(rows):>22.1f} {'':25} |")
     for note in notes(table):
         print(note)
     if profile == "mini":
-        steps = settings.configuration(f"paper/{cell.split('/')[1]}/lamo/seed0")["steps"]
+        steps = settings.configuration(f"paper/{task}-{ratio:g}/lamo/seed0")["steps"]
         print(f"* the paper's own score for this cell: its data, GPT-2, {steps // 1000}K steps, 3 seeds. "
               "Mini numbers\n"
               "  come from other data, a small LM and a short training; they are not comparable with it.")
@@ -165,7 +166,8 @@ def draw(cell, rows, table):
     kind = "small LM, own data: not the paper's numbers" if profile == "mini" else (
         "not the paper's settings" if any(line["changed"] for line in table) else "the paper's settings")
     title = [f"{task}, ratio {ratio:g}   |   profile {profile} ({kind})   |   data {rows[0]['data']}"
-             f"   |   seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}", *notes(table)]
+             f"   |   {'subset and ' * of_subsets(rows)}seed{'s' * (len(seeds) > 1)} "
+             f"{' '.join(map(str, seeds))}", *notes(table)]
     places = sum(len(line["scores"]) + (line["method"] in paper) + 0.8 for line in table)
     widths = (3, 2, 2) if measured(rows) else (3, 2)  # with losses in the middle
     height = max(4.2, 1.5 + 0.2 * places) + 0.15 * len(title)
@@ -176,10 +178,9 @@ def draw(cell, rows, table):
     for axis in third:
         handles += draw_losses(axis, rows, style)
     draw_scores(scores, table, paper)
-    data_score = rows[0]["data_score"]
-    if np.isfinite(data_score):
-        curves.axhline(data_score, color="grey", ls="--", lw=1)
-        handles.append(scores.axvline(data_score, color="grey", ls="--", lw=1, label="mean of the data"))
+    if np.isfinite(mean := data_score(rows)):
+        curves.axhline(mean, color="grey", ls="--", lw=1)
+        handles.append(scores.axvline(mean, color="grey", ls="--", lw=1, label="mean of the data"))
     if paper:
         handles.append(Line2D([], [], color="grey", marker="o", mfc="white", lw=1,
                               label="hollow: the paper, mean ± deviation, best target"))
@@ -187,7 +188,8 @@ def draw(cell, rows, table):
     targets, averaged = common(table, "target"), common(table, "averaged")
     heads = [f"target return {targets}"] if targets else []
     heads += ["bands are 95 % intervals"] if len(table) <= MOST_BANDS else []
-    dots = " or ".join(dict.fromkeys("a seed" if line["over"] == "seeds" else "an episode" for line in table))
+    dots = " or ".join(dict.fromkeys(f"a{'n' * (line['over'] == 'episodes')} {line['over'][:-1]}"
+                                     for line in table))
     curves.set_title(textwrap.fill("; ".join(heads), 90), fontsize=9)
     scores.set_title(textwrap.fill(f"last {averaged} evaluations: mean, 95 % interval", 60)
                      + f"\na dot is {dots}", fontsize=9)

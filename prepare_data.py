@@ -22,14 +22,14 @@ arrays that finished runs were trained on are replaced by others only with --rep
 import os
 
 from kit import fail
-from kit.settings import Options, configuration, parse_cell, run_name
+from kit.settings import Options, configuration, parse_cell, run_name, split_subset
 
 OPTIONS = Options(__doc__)
 OPTIONS.add_argument("name", type=run_name, help="PROFILE/CELL, or PROFILE/text")
 OPTIONS.add_argument("--data", default="", help="the dataset's file, a folder that holds it, or a URL")
 OPTIONS.add_argument("--text", default="", help="a text or Parquet file, a folder of them, a zip, or a URL")
 OPTIONS.add_argument("--lm", default="", help="whose tokenizer encodes the text")
-OPTIONS.add_argument("--subset_seed", type=int, default=0, help="which episodes a ratio keeps")
+OPTIONS.add_argument("--subset_seed", type=int, help="which episodes a ratio keeps; or name CELL-dSEED")
 OPTIONS.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that roll out")
 OPTIONS.add_argument("--timeout", type=float, default=20.0, help="seconds to wait for a server")
 OPTIONS.add_argument("--replace", action="store_true", help="other data than finished runs were trained on")
@@ -54,7 +54,7 @@ SOURCES = {"mujoco": d4rl, "kitchen": d4rl, "reacher2d": d4rl, "atari": replay}
 # --- a cell ------------------------------------------------------------------------------------
 
 def prepare(args):
-    parse_cell(args.name)
+    args.subset_seed = subset_of(args)
     config, path = configuration(f"{args.name}/dt/seed0"), dataset_path(args.name)
     with locked(path):
         old = load_provenance(path) if path.exists() else {}
@@ -81,6 +81,15 @@ def prepare(args):
         save_arrays(path, provenance, episodes.arrays, compress=config["pixels"])
         heldout.keep(config, source, args, episodes)
     print(summary(path, provenance))
+
+
+def subset_of(args):
+    """The seed of a cell's episodes: that in its name, or of the words behind it, or 0."""
+    parse_cell(args.name)
+    named = split_subset(args.name)[1]
+    if named and args.subset_seed not in (None, named):
+        fail(f"{args.name} names its subset, and --subset_seed {args.subset_seed} is another")
+    return named or args.subset_seed or 0
 
 
 def source_of(config, args, old):

@@ -14,7 +14,7 @@ read is checked, and a damaged file ends the program in one line.
         eval.csv                        one row an episode: RESULT_COLUMNS, then LOSS_COLUMNS
         eval.json                       what was played: episodes, target returns
         log.txt, cost.json              all that it printed, and what it took, where kit.watch stood before it
-    results/PROFILE/CELL.csv            the rows of all runs of a cell
+    results/PROFILE/CELL.csv            the rows of all runs of a cell; CELL-dN.csv: of seed N on subset N
     figures/PROFILE/CELL.png
 
 All paths are relative to the working directory. Nothing is pickled or unpickled.
@@ -38,7 +38,13 @@ RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "s
                   "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
 # Of a row's checkpoint (kit/imitation.py), behind RESULT_COLUMNS; empty where nothing was measured.
 LOSS_COLUMNS = ("heldout_loss", "heldout_episodes", "heldout_data", "heldout_floor", "train_loss")
-EXTRA_COLUMNS = (*LOSS_COLUMNS, "score_window", "changed")  # of results/, behind RESULT_COLUMNS
+EXTRA_COLUMNS = (*LOSS_COLUMNS, "subset", "score_window", "changed")  # of results/, behind RESULT_COLUMNS
+
+
+def source_name(data):
+    """What NAME@DIGEST says of where data come from: a script's digest is of what it played, and so another
+    in every subset."""
+    return data.split("@")[0] if data.split("@")[0].endswith("-script") else data
 
 
 # --- paths -------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """The runs of a cell in one file, for plot.py: `python evaluate.py --collect PROFILE/CELL`.
 
 reads   runs/PROFILE/CELL/*/seed*/: config.json, eval.json, eval.csv
-writes  results/PROFILE/CELL.csv, with each run's score_window, the settings in which it differs from what
-        its name stands for, and the losses of its checkpoints, if they were measured
+writes  results/PROFILE/CELL.csv, with the number of each run's subset, its score_window, the settings in
+        which it differs from what its name stands for, and the losses of its checkpoints, if measured
+
+CELL-dN gathers replications of everything: seed 0 of CELL, seed 1 of CELL-d1, seed 2 of CELL-d2 and so on.
+Seeds that share a subset are in CELL, or CELL-d3, alone, so that no table has two runs of a method and seed.
 """
 
 import re
@@ -15,27 +18,30 @@ def collect(cell):
     """results/PROFILE/CELL.csv: every evaluated run of the cell, methods in the table's order."""
     settings.parse_cell(cell)
     methods, rows, first = list(METHODS), [], {}
-    # a folder of another name, "seed0.old" or that of a method that is gone, is somebody's own
-    files = [path for path in artifacts.run_folder(cell).glob("*/seed*/eval.csv")
-             if path.parts[-3] in methods and re.fullmatch("seed(0|[1-9][0-9]*)", path.parts[-2])]
-    files.sort(key=lambda path: (methods.index(path.parts[-3]), int(path.parts[-2][4:])))
-    for path in files:
+    for path in evaluated(cell, methods):
         run = settings.run_name(str(path.parent))
         config = artifacts.load_config(run)
         config |= artifacts.read_json(path.parent / "eval.json", f"evaluate again: python evaluate.py {run}")
+        subset = settings.split_subset(config["cell"])[1]
         data = {name: config[name] for name in ("data", "data_sha256")}
-        refuse_to_mix(first.setdefault("any method", (run, data)), run, data)
+        refuse_to_mix(first.setdefault(f"subset {subset}", (run, data)), run, data)
         alike = {name: value for name, value in config.items() if name not in OF_ONE_RUN}
+        if settings.split_subset(cell)[1] == "N":
+            alike = {name: value for name, value in alike.items() if name not in OF_ONE_SUBSET}
+            alike["data"] = artifacts.source_name(config["data"])
         refuse_to_mix(first.setdefault(config["method"], (run, alike)), run, alike)
-        more = {"score_window": config["score_window"], "changed": settings.changed(run, config)}
+        more = {"subset": subset, "score_window": config["score_window"],
+                "changed": settings.changed(run, config)}
         own = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
         for measured in {row.get("heldout_data") for row in own} - {None, ""}:
-            refuse_to_mix(first.setdefault("held out", (run, {"heldout_data": measured})), run,
+            refuse_to_mix(first.setdefault(f"held out {subset}", (run, {"heldout_data": measured})), run,
                           {"heldout_data": measured})
         unknown = dict.fromkeys(artifacts.LOSS_COLUMNS, "")  # an older kit measured none
         rows += [unknown | row | more for row in own]
     if not rows:
-        fail(f"runs/{cell} holds no evaluated run; make one: make {cell.split('/')[1]}")
+        plain, subset = settings.split_subset(cell.split("/")[1])
+        how = f"make {plain} SUBSETS=seed" if subset == "N" else f"make {cell.split('/')[1]}"
+        fail(f"runs/{cell} holds no evaluated run; make one: {how}")
     path = artifacts.results_path(cell)
     columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
     # asked at every call of make, it leaves a file alone that says the same, so that figures stay, too
@@ -43,8 +49,24 @@ def collect(cell):
         artifacts.write_csv(path, columns, rows)
 
 
+def evaluated(cell, methods):
+    """The eval.csv of each run of a cell. A folder of another name, "seed0.old" or that of a method that is
+    gone, is somebody's own."""
+    plain, subset = settings.split_subset(cell)
+    folders = [artifacts.run_folder(plain), *artifacts.run_folder(plain).parent.glob(
+        f"{plain.split('/')[1]}-d*")] if subset == "N" else [artifacts.run_folder(cell)]
+    files = [path for folder in folders for path in folder.glob("*/seed*/eval.csv")
+             if path.parts[-3] in methods and re.fullmatch("seed(0|[1-9][0-9]*)", path.parts[-2])]
+    if subset == "N":
+        files = [path for path in files
+                 if path.parts[-4] == settings.of_seed(f"{plain.split('/')[1]}-dN", path.parts[-2][4:])]
+    return sorted(files, key=lambda path: (methods.index(path.parts[-3]), int(path.parts[-2][4:])))
+
+
 # In what the seeds of a method may differ: a random trunk and what is frozen of it are the seed's.
 OF_ONE_RUN = ("seed", "frozen_sha256", "resumed", *settings.MACHINE)
+# And in what they may, besides, where each has a subset of its own.
+OF_ONE_SUBSET = ("cell", "data_sha256", "data_episodes", "data_return_mean", "state_mean", "state_std")
 
 
 def refuse_to_mix(first, run, config):

@@ -35,7 +35,8 @@ def load_heldout(config):
         return None
     for name in (config["cell"], config["task"]):
         path = artifacts.heldout_path(f"{config['profile']}/{name}")
-        if not path.exists() or not same_source(artifacts.load_provenance(path)["data"], config["data"]):
+        if not path.exists() or (artifacts.source_name(artifacts.load_provenance(path)["data"])
+                                 != artifacts.source_name(config["data"])):
             continue
         data, provenance = artifacts.load_dataset(path)
         if both := {*provenance["episodes"]} & {*config["data_episodes"]}:
@@ -43,12 +44,6 @@ def load_heldout(config):
                  f"and make it again: python prepare_data.py {config['profile']}/{config['cell']}")
         return data, provenance
     return None
-
-
-def same_source(ours, theirs):
-    """Whether two NAME@DIGEST are of one file or player; a script's digest is of the episodes it played."""
-    scripts = ours.split("@")[0].endswith("-script") and ours.split("@")[0] == theirs.split("@")[0]
-    return ours == theirs or scripts
 
 
 def columns(model, config, found, step, device="cpu"):

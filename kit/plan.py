@@ -2,8 +2,8 @@
 
     python3 -m kit.plan CELL...           asked by the Makefile; changes nothing
 
-reads   make's variables PROFILE METHODS SEEDS LM DATA TEXT ARGS REPLACE FRESH from the environment, and
-        runs/RUN/config.json and eval.json
+reads   make's variables PROFILE METHODS SEEDS SUBSETS LM DATA TEXT ARGS REPLACE FRESH from the environment,
+        and runs/RUN/config.json and eval.json
 prints  words for the Makefile, and "planned" behind them, or "refused" and one line:
             run:RUN        is asked for
             train:RUN      has to be trained (or asked whether it has to be)
@@ -51,15 +51,24 @@ def asked(cells, every, make):
         if not words or len(words) > len(set(words)):
             settings.fail(f"{name}={make[name]!r} names none, or one twice; for example METHODS=\"lamo dt\" "
                           "SEEDS=\"0 1\"")
+    if make["SUBSETS"] not in ("", "seed"):
+        settings.fail(f"SUBSETS={make['SUBSETS']!r} is not known; SUBSETS=seed trains seed N on subset N")
     found = {}
     for cell in cells:
         profile, task, _ = settings.parse_cell(f"{make['PROFILE']}/{cell}")
+        if make["SUBSETS"]:
+            if settings.split_subset(cell)[1]:
+                settings.fail(f"{cell} names its subset, and SUBSETS=seed does, too; leave one of them out")
+            cell = f"{cell}-dN"
         if make["DATA"] and profile == "mini":
             settings.fail("DATA= belongs to PROFILE=paper; the mini profile plays its own data")
-        found[f"{profile}/{cell}"] = {
-            f"{profile}/{cell}/{method}/seed{seed}": with_lm(profile, method, overrides, make["LM"])
-            for method in make["METHODS"].split() for seed in make["SEEDS"].split()
-            if not (every and method in METHODS and settings.missing(task, method))}
+        for method in make["METHODS"].split():
+            if every and method in METHODS and settings.missing(task, method):
+                continue
+            for seed in make["SEEDS"].split():
+                own = f"{profile}/{settings.of_seed(cell, seed) if seed.isdigit() else cell}"
+                found.setdefault(own, {})[f"{own}/{method}/seed{seed}"] = with_lm(
+                    profile, method, overrides, make["LM"])
     return found
 
 
@@ -127,7 +136,8 @@ def sha256(path):
 
 def of_make():
     """make's variables."""
-    names = ("PROFILE", "METHODS", "SEEDS", "LM", "DATA", "TEXT", "ARGS", "REPLACE", "FRESH")
+    names = ("PROFILE", "METHODS", "SEEDS", "LM", "DATA", "TEXT", "ARGS", "REPLACE", "FRESH",
+             "SUBSETS")
     return {name: os.environ.get(name, "") for name in names}
 
 

@@ -28,7 +28,7 @@ def load_results(cell):
                 row[name] = int(row[name])
             for name in ("ratio", "return", "normalized_score"):
                 row[name] = float(row[name])
-            row["data_score"] = float(row["data_score"] or "nan")
+            row["data_score"], row["subset"] = float(row["data_score"] or "nan"), int(row.get("subset") or 0)
             for name in ("heldout_loss", "heldout_floor", "train_loss"):  # an older kit measured none
                 row[name] = float(row.get(name) or "nan")
             row["target_return"] = float(row["target_return"]) if row["target_return"] else None
@@ -47,6 +47,11 @@ def load_results(cell):
             fail(f"{path} holds seeds of {row['method']} with different settings ({made[row['method']]}; "
                  f"{own}); move away the runs you do not want, then: python evaluate.py --collect {cell}")
     return rows
+
+
+def data_score(rows):
+    """The mean score of the episodes that were trained on; over subsets, the mean of theirs."""
+    return sum(scores := {row.get("subset", 0): row["data_score"] for row in rows}.values()) / len(scores)
 
 
 def published():

@@ -30,15 +30,32 @@ def cells():
     return [f"{task}-{ratio}" for task, row in TASKS.items() for ratio in row["ratios"]]
 
 
+# A cell may carry the number of its subset, which is drawn with that seed: hopper-medium-0.01-d3; without one
+# it is subset 0. -dN names a table, of runs in which the number of the subset is the seed's.
+SUBSET = re.compile("(.+)-d([1-9][0-9]{0,8}|N)")
+
+
+def split_subset(cell):
+    """"hopper-medium-0.01-d3" -> ("hopper-medium-0.01", 3); "N" for a table's; 0 where no subset is named."""
+    found = SUBSET.fullmatch(cell)
+    return (cell, 0) if not found else (found[1], found[2] if found[2] == "N" else int(found[2]))
+
+
+def of_seed(cell, seed):
+    """The cell that a seed's run is in: "hopper-medium-0.01-dN" and 3 -> "hopper-medium-0.01-d3"."""
+    plain, subset = split_subset(cell)
+    return cell if subset != "N" else plain if int(seed) == 0 else f"{plain}-d{seed}"
+
+
 def parse_cell(name):
-    """"mini/hopper-medium-0.01" -> ("mini", "hopper-medium", 0.01)."""
+    """"mini/hopper-medium-0.01" -> ("mini", "hopper-medium", 0.01), whatever its subset is."""
     profile, _, cell = name.strip("/").partition("/")
-    task, _, ratio = cell.rpartition("-")
+    task, _, ratio = split_subset(cell)[0].rpartition("-")
     if profile not in PROFILES:
         fail(f"no profile {profile!r} in {name!r}; there are {', '.join(PROFILES)}")
     if task not in TASKS:
-        fail(f"no task {task or cell!r} in {name!r}; a cell is TASK-RATIO with TASK one of "
-             f"{', '.join(TASKS)}, for example {cells()[0]}")
+        fail(f"no task {task or cell!r} in {name!r}; a cell is TASK-RATIO or "
+             f"TASK-RATIO-dSUBSET with TASK one of {', '.join(TASKS)}, for example {cells()[0]}")
     try:
         number = float(ratio)
     except ValueError:
@@ -57,6 +74,8 @@ def parse_run(name):
         fail(f"{name!r} is no run; a run is PROFILE/CELL/METHOD/seedN, "
              "for example mini/hopper-medium-0.01/lamo/seed0")
     profile, task, ratio = parse_cell("/".join(parts[:2]))
+    if split_subset(parts[1])[1] == "N":
+        fail(f"{name!r} is no run: -dN names a table of many subsets, and a run has one; write its number")
     if parts[2] not in METHODS:
         fail(f"no method {parts[2]!r}; there are {', '.join(METHODS)}")
     return profile, task, ratio, parts[2], int(parts[3][4:])

@@ -10,22 +10,28 @@ from scipy import stats
 
 def interval(values, over):
     """95 % interval of the mean of independent values: (low, high), or None for fewer than two or where one
-    is no number. over: "seeds" (Student's t) or "episodes" (percentile bootstrap)."""
+    is no number. over: "seeds" or "subsets" (Student's t), or "episodes" (percentile bootstrap)."""
     values = np.asarray(values, float)
     if len(values) < 2 or not np.isfinite(values).all():
         return None
     if np.ptp(values) == 0:
         return values[0], values[0]
-    if over == "seeds":
+    if over != "episodes":
         return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
     found = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile",
                             rng=np.random.default_rng(0))
     return found.confidence_interval.low, found.confidence_interval.high
 
 
+def of_subsets(rows):
+    """Whether the seeds of these rows differ in the episodes they trained on, too."""
+    return len({row.get("subset", 0) for row in rows}) > 1
+
+
 def samples(rows, window, over):
     """Independent measurements of one method at one target over each seed's last `window` evaluations: the
-    seeds' means, or, over "episodes", the only seed's episodes."""
+    seeds' means (over "subsets", each of a subset of its own), or, over "episodes", the only seed's
+    episodes."""
     values = {}
     for seed in sorted({row["seed"] for row in rows}):
         own = [row for row in rows if row["seed"] == seed]
@@ -35,7 +41,7 @@ def samples(rows, window, over):
             if row["step"] in last:
                 episodes.setdefault(row["episode"], []).append(row["normalized_score"])
         values[seed] = [float(np.mean(scores)) for scores in episodes.values()]
-    if over == "seeds":
+    if over != "episodes":
         return [float(np.mean(scores)) for scores in values.values()]
     (episodes,) = values.values()
     return episodes
@@ -48,7 +54,7 @@ def summarise(rows):
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         seeds, window = sorted({row["seed"] for row in own}), own[0]["score_window"]
-        over = "seeds" if len(seeds) > 1 else "episodes"
+        over = "episodes" if len(seeds) < 2 else "subsets" if of_subsets(own) else "seeds"
         targets = sorted({row["target_return"] for row in own}, key=lambda target: -(target or 0))
         scores = {target: samples([row for row in own if row["target_return"] == target], window, over)
                   for target in targets}

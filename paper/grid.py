@@ -1,6 +1,6 @@
 """What is known of each cell and method of a profile.
 
-    cells, troubles = gather("mini")
+    cells, troubles = gather("mini")       # CELL-dN.csv counts as CELL's, before seeds of one subset
     cells["hopper-medium-0.01"]["lamo"]["score"]
 
 reads   results/PROFILE/*.csv; runs/PROFILE/*/*/seedN/config.json and cost.json, where they are there
@@ -20,7 +20,7 @@ import numpy as np
 
 import tasks
 from kit import artifacts, settings
-from kit.results import load_results
+from kit.results import data_score, load_results
 from kit.statistics import summarise
 
 MAIN = ("lamo", "dt", "wiki", "cql", "iql", "td3bc", "bc")  # the columns of the paper's tables
@@ -43,11 +43,15 @@ def domain_of(cell):
 def gather(profile):
     """({cell: {method: line}}, ["what could not be read", ...]), cells in the order of tasks.py."""
     cells, troubles = {}, []
-    for path in sorted(Path("results", profile).glob("*.csv")):
+    for path in sorted(Path("results", profile).glob("*.csv"), key=lambda path: path.stem.endswith("-dN")):
+        plain, subset = settings.split_subset(path.stem)
+        if subset not in (0, "N"):  # which -dN has, with the others of its kind
+            continue
         rows = attempt(troubles, load_results, f"{profile}/{path.stem}")
-        if rows:
-            cells[path.stem] = {line["method"]: line | more_of(line, rows, troubles)
-                                for line in summarise(rows)}
+        for line in summarise(rows or []):
+            lines = cells.setdefault(plain, {})
+            if line["method"] not in lines or line["over"] == "subsets":
+                lines[line["method"]] = line | more_of(line, rows, troubles)
     order = list(tasks.TASKS)
     return dict(sorted(cells.items(), key=lambda item: (order.index(item[0].rpartition("-")[0]),
                                                         float(item[0].rpartition("-")[2])))), troubles
@@ -66,16 +70,16 @@ def more_of(line, rows, troubles):
     """What the module's docstring names, for a line of the table and the rows of its cell."""
     rows = [row for row in rows if row["method"] == line["method"]]
     first, own = rows[0], [row for row in rows if row["target_return"] == line["target"]]
-    values = {target: scores if line["over"] == "seeds" else [float(np.mean(scores))]
+    values = {target: scores if line["over"] != "episodes" else [float(np.mean(scores))]
               for target, scores in line["scores"].items()}
     ours, best = values[line["target"]], values[line["best_target"]]
-    folder = Path("runs", first["profile"], f"{first['task']}-{first['ratio']:g}", line["method"])
+    cell = Path("runs", first["profile"], f"{first['task']}-{first['ratio']:g}")
     return {"values": np.array(ours), "best_values": np.array(best),
             "deviation": deviation(ours), "best_deviation": deviation(best),
             "curve": curve(own), "episodes": len({row["episode"] for row in own}),
-            **{name: first[name] for name in ("profile", "data_episodes", "data_score")},
+            **{name: first[name] for name in ("profile", "data_episodes")}, "data_score": data_score(rows),
             "data": ", ".join(sorted({row["data"] for row in rows})),
-            "records": records(folder, troubles)}
+            "records": records(cell, line, troubles)}
 
 
 def deviation(values):
@@ -96,11 +100,14 @@ def curve(rows):
     return points
 
 
-def records(folder, troubles):
-    """{seed: config.json, with what cost.json says as "cost"} of a method's runs that are there."""
-    found = {}
-    for path in sorted(folder.glob("seed*/config.json")):
-        if not path.parent.name[4:].isdigit():
+def records(cell, line, troubles):
+    """{seed: config.json, with what cost.json says as "cost"} of a method's runs that are there; over
+    subsets, of each the one of its seed."""
+    found, every = {}, f"{cell.name}-dN" if line["over"] == "subsets" else cell.name
+    paths = cell.parent.glob(f"{every.replace('-dN', '*')}/{line['method']}/seed*/config.json")
+    for path in sorted(paths):
+        seed = path.parent.name[4:]
+        if not seed.isdigit() or path.parts[-4] != settings.of_seed(every, seed):
             continue
         record = attempt(troubles, artifacts.read_json, path, "the report does without it")
         cost = path.with_name("cost.json")

@@ -70,7 +70,7 @@ def score_cell(cell, method, line, paper):
     if line is None:
         lines, order = [("missing", why_missing(cell, method))], None
     else:
-        seeds = f"{len(line['seeds'])} seeds" if line["over"] == "seeds" else "1 seed's episodes"
+        seeds = f"{len(line['seeds'])} {line['over']}" if line["over"] != "episodes" else "1 seed's episodes"
         lines = [("ours", plus_minus(line["score"], line["deviation"])),
                  ("small", f"{brackets(line['interval'])} {seeds}")]
         if line["target"] is not None:

@@ -97,6 +97,39 @@ def test_a_dry_run_changes_nothing(finished):
     assert stamps(finished.folder) == before
 
 
+def test_a_seed_of_everything_trains_on_its_own_subset(finished):
+    """Seed 0 of subset 0 is there already; seed 1 gets episodes of its own, and the table is another one."""
+    before = stamps(finished.folder)
+    words = (SHORT, "METHODS=dt", "SEEDS=0 1", "SUBSETS=seed")
+    plan = finished("make", "-n", REACHER, *words).stdout
+    assert f"train.py mini/{REACHER}-d1/dt/seed1" in plan and plan.count("train.py") == 1
+    out = finished("make", REACHER, *words).stdout
+    assert "2 subsets" in out and f"results/mini/{REACHER}-dN.csv" in out
+    with open(finished.folder / f"results/mini/{REACHER}-dN.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["subset"], row["seed"]) for row in rows} == {("0", "0"), ("1", "1")}
+    assert len({row["heldout_data"] for row in rows}) == 1  # both are measured on the same episodes
+    first, second = (load_provenance(finished.folder / f"data/mini/{REACHER}{subset}.npz")
+                     for subset in ("", "-d1"))
+    assert (first["subset_seed"], second["subset_seed"]) == (0, 1) and first["episodes"] != second["episodes"]
+    new = changed(before, stamps(finished.folder))
+    assert new and all("-d1" in name or "-dN" in name for name in new)
+    after = stamps(finished.folder)
+    finished("make", REACHER, *words)  # nothing is done twice
+    finished("make", f"{REACHER}-dN", *words[:-1])  # which is another way to say it
+    assert changed(after, stamps(finished.folder)) == set()
+    assert "1 seed" not in finished("make", f"{REACHER}-d1", *words[:2], "SEEDS=1").stdout
+    assert (finished.folder / f"results/mini/{REACHER}-d1.csv").exists()
+
+
+@pytest.mark.parametrize("words, said", [
+    ((REACHER, "SUBSETS=3"), "SUBSETS=seed trains seed N on subset N"),
+    ((f"{REACHER}-d3", "SUBSETS=seed"), "-d3 names its subset, and SUBSETS=seed does, too"),
+    ((f"{REACHER}-d0",), "no task")])
+def test_wrong_subsets_are_refused_in_one_line(finished, words, said):
+    assert said in one_line(finished("make", *words, SHORT, check=False))
+
+
 def test_words_in_another_order_are_the_same_words(finished):
     before = stamps(finished.folder)
     words = reversed(SHORT.removeprefix("ARGS=").split("--")[1:])

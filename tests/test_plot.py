@@ -48,7 +48,7 @@ def make_rows(scores, method="lamo", target=3600.0, **more):
     """Rows of one run from {step: [score of each episode]}, as load_results returns them."""
     row = {"profile": "mini", "data": "d@1", "lm": "mini@1", "task": "hopper-medium", "ratio": 0.01,
            "method": method, "seed": 0, "target_return": target, "return": 0.0, "length": 1,
-           "data_score": 37.0, "data_episodes": 21, "score_window": 2, "changed": "",
+           "data_score": 37.0, "data_episodes": 21, "score_window": 2, "changed": "", "subset": 0,
            **dict.fromkeys(artifacts.LOSS_COLUMNS, float("nan"))} | more
     return [row | {"step": step, "episode": episode, "normalized_score": score}
             for step, values in scores.items() for episode, score in enumerate(values)]
@@ -153,6 +153,21 @@ def test_the_papers_scores_stand_hollow_beside_paper_runs_only():
         assert hollow == ([52.0, 41.9, 50.2] if profile == "paper" else [])
         assert labels(axis)[:3] == ["lamo at 3600", "at 1800", "the paper" if profile == "paper" else
                                     "dt at 3600"]
+
+
+def test_over_subsets_words_say_so(capsys):
+    def seeds(of):
+        return [row for seed in range(3) for row in make_rows(
+            {1: [30.0 + seed, 32.0]}, seed=seed, subset=of(seed), data_score=40.0 + of(seed))]
+    for of, word, mean in ((lambda seed: 0, "seed", 40.0), (lambda seed: seed, "subset", 41.0)):
+        rows = seeds(of)
+        figure, out = plot.draw(f"{CELL}-dN", rows, summarise(rows)), printed(capsys, rows, f"{CELL}-dN")
+        assert f"3 {word}s" in out and f"a dot is a {word}" in figure.axes[1].get_title()
+        assert ("subset and seeds 0 1 2" in figure.get_suptitle()) == (word == "subset")
+        assert f"{mean:.1f}" in next(line for line in out.splitlines() if line.startswith("data mean"))
+        line, = summarise(rows)
+        assert line["over"] == f"{word}s" and line["scores"][3600.0] == [31.0, 31.5, 32.0]
+        assert line["interval"] == pytest.approx((31.5 - 1.242, 31.5 + 1.242), abs=1e-3)
 
 
 def test_losses_have_a_panel_where_they_were_measured():
