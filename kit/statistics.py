@@ -1,8 +1,11 @@
 """The score of a method in a cell, and how sure one can be of it; docs/methods.md says what is averaged.
 
     table = summarise(rows)         # rows of results/, with numbers as numbers
+    paired(replications(lamo, "score"), replications(dt, "score"))      # the difference of two methods
     interquartile_mean(cells)       # and what else is said over many cells, with stratified_interval
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -68,6 +71,50 @@ def summarise(rows):
                       "interval": interval(scores[largest], over),
                       "best": float(np.mean(scores[best])), "best_target": best})
     return table
+
+
+# --- two methods over the same replications ------------------------------------------------------
+
+class Paired(NamedTuple):
+    difference: float       # the mean of first - second
+    interval: tuple | None  # 95 %, (low, high); None for one replication, which has no deviation
+    seeds: list             # that both have
+
+
+def replications(rows, what):
+    """{seed: value} of one method's rows.
+
+    what    "score": the mean normalised score over the last evaluations at the largest target, as summarise;
+            "heldout_loss": the mean over the same checkpoints; "lowest_heldout_loss": the least of all
+            checkpoints, where a run would have been stopped. Runs without the value are left out.
+    """
+    found = {}
+    for seed in sorted({row["seed"] for row in rows}):
+        own = [row for row in rows if row["seed"] == seed]
+        if what == "score":
+            largest = max(row["target_return"] or 0 for row in own)
+            own = [row for row in own if (row["target_return"] or 0) == largest]
+            found[seed], = samples(own, own[0]["score_window"], "seeds")
+            continue
+        losses = {row["step"]: row.get("heldout_loss", np.nan) for row in own}
+        if what == "lowest_heldout_loss":
+            found[seed] = float(np.min([*losses.values()]))
+        else:
+            found[seed] = float(np.mean([losses[step] for step in sorted(losses)[-own[0]["score_window"]:]]))
+    return {seed: value for seed, value in found.items() if np.isfinite(value)}
+
+
+def paired(first, second):
+    """What {seed: value} of two methods differ by, over the seeds that both have; None if there are none.
+
+    Runs of a seed share their subset, and the starts of their episodes, so that differences vary less than
+    the values do: Student's t over the differences. That of one seed alone stands without an interval.
+    """
+    seeds = sorted({*first} & {*second})
+    if not seeds:
+        return None
+    differences = [first[seed] - second[seed] for seed in seeds]
+    return Paired(float(np.mean(differences)), interval(differences, "seeds"), seeds)
 
 
 # --- over many cells: Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice" ----------

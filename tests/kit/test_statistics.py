@@ -12,7 +12,9 @@ from kit.statistics import (
     interquartile_mean,
     interval,
     mean_of_cells,
+    paired,
     performance_profile,
+    replications,
     stratified_interval,
     summarise,
 )
@@ -134,3 +136,40 @@ def test_stratified_intervals_of_a_mean_over_many_cells_cover_it():
             low, high = stratified_interval(mean_of_cells, cells, rng=rng, resamples=300)
             hits += low <= 5 <= high
         assert least < hits / 300 < most
+
+
+# --- two methods over the same replications ------------------------------------------------------
+
+def test_a_paired_difference_has_students_interval():
+    rng = np.random.default_rng(0)
+    subsets = rng.normal(50, 20, 5)  # which both methods share
+    ours, theirs = ({seed: subsets[seed] + rng.normal(shift, 1) for seed in range(5)} for shift in (3, 0))
+    found = paired(ours, theirs | {7: 99.0})  # who has no partner does not count
+    assert found.seeds == [0, 1, 2, 3, 4]
+    test = stats.ttest_rel([*ours.values()], [*theirs.values()])
+    low, high = test.confidence_interval(0.95)
+    assert found.interval == pytest.approx((low, high))
+    assert found.difference == pytest.approx((low + high) / 2)
+    apart = stats.ttest_ind([*ours.values()], [*theirs.values()]).confidence_interval(0.95)
+    assert high - low < (apart.high - apart.low) / 5  # which is why they are paired
+    assert paired(theirs, ours).difference == -found.difference
+
+
+def test_one_replication_has_no_interval_and_none_no_difference():
+    assert paired({3: 5.0}, {2: 1.0, 3: 4.5}) == (0.5, None, [3])
+    assert paired({3: 5.0}, {2: 1.0}) is None
+    assert paired({1: 2.0, 2: 3.0}, {1: 1.0, 2: 2.0}).interval == (1.0, 1.0)
+
+
+def test_a_replications_values_are_those_of_its_checkpoints():
+    losses = {0: (0.3, 0.1, 0.2), 1: (0.5, 0.4, 0.3)}
+    rows = [row for seed, own in losses.items() for step, loss in enumerate(own)
+            for target in (3600.0, 1800.0)
+            for row in make_rows({step: [step + seed, step + seed + 2.0]}, target=target, seed=seed,
+                                 heldout_loss=loss, score_window=2)]
+    assert replications(rows, "score") == {0: 2.5, 1: 3.5}
+    assert replications(rows, "heldout_loss") == pytest.approx({0: 0.15, 1: 0.35})
+    assert replications(rows, "lowest_heldout_loss") == {0: 0.1, 1: 0.3}
+    unmeasured = make_rows({0: [1.0]}, target=None, seed=2)
+    assert replications(unmeasured, "score") == {2: 1.0}
+    assert replications(rows + unmeasured, "lowest_heldout_loss") == {0: 0.1, 1: 0.3}
