@@ -105,6 +105,12 @@ def test_a_chain_goes_by_its_probabilities():
     np.add.at(pairs, (tokens[:, :-1] - 1, tokens[:, 1:] - 1), 1)
     assert np.allclose(pairs / pairs.sum(1, keepdims=True), following, atol=0.015)
     assert np.allclose(np.bincount(tokens[:, 0] - 1) / 3000, first, atol=0.03)
+    sharp, _ = pretrain.transitions(5, 0, 0.1)
+    assert np.allclose(np.log(sharp / sharp[:, :1]), 10 * np.log(following / following[:, :1]))
+    often = np.bincount(tokens.ravel() - 1) / tokens.size
+    assert pretrain.entropy(following) == pytest.approx(
+        -(often[:, None] * following * np.log(following)).sum(), abs=2e-3)
+    assert pretrain.entropy(sharp) < pretrain.entropy(following) < math.log(5)
     again, other = (pretrain.chain_windows(following, first, 3000, 50, 0, step).numpy() for step in (7, 8))
     assert np.array_equal(again, tokens) and not np.array_equal(other, tokens)
 
