@@ -34,6 +34,7 @@ SEQUENCE = {
     "released": False,         # what the released code does where ours does otherwise, docs/differences.md
     # model
     "lm": "gpt2",              # a hub name, a folder, a GGUF file, or a name in LANGUAGE_MODELS
+    "lm_layers": 0,            # its first blocks alone, so many of them; 0 for all
     "trunk": "pretrained",     # "pretrained": the LM; "random": its shape alone; "dt": a small transformer
     "train": "lora",           # what trains in the trunk: "lora", "all" or "nothing"
     "embeddings": "mlp",       # "mlp": residual blocks and an MLP head; "linear": linear and tanh

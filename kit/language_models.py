@@ -94,10 +94,11 @@ def load_tokenizer(name: str):
     return from_hub(AutoTokenizer, name)
 
 
-def load_language_model(name: str, dropout: float, random: bool = False) -> nn.Module:
+def load_language_model(name: str, dropout: float, random: bool = False, layers: int = 0) -> nn.Module:
     """The causal LM in float32, with the given dropout everywhere.
 
     random      its shape alone, with the weights it has before pre-training
+    layers      keep its first blocks alone, so many, and what follows the last of them; 0 for all
     """
     config = from_hub(AutoConfig, name)
     if config.model_type not in FAMILIES:
@@ -110,8 +111,21 @@ def load_language_model(name: str, dropout: float, random: bool = False) -> nn.M
     if getattr(config, "activation_function", "") == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, in one fused kernel
     if random:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32)
+        return keep_first(AutoModelForCausalLM.from_config(config, dtype=torch.float32), layers, name)
+    return keep_first(from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32), layers, name)
+
+
+def keep_first(model: nn.Module, layers: int, name: str) -> nn.Module:
+    """A model with its first blocks alone, in place."""
+    base = getattr(model.base_model, "decoder", model.base_model)  # OPT's are one deeper
+    holder = "h" if hasattr(base, "h") else "layers"
+    blocks = getattr(base, holder)
+    if not 0 <= layers <= len(blocks):
+        fail(f"{name} has {len(blocks)} blocks, of which --lm_layers {layers} cannot be kept; 0 keeps all")
+    if layers:
+        setattr(base, holder, blocks[:layers])
+        model.config.num_hidden_layers = layers  # which some families count by
+    return model
 
 
 def load_trunk(config: dict) -> nn.Module:
@@ -121,7 +135,8 @@ def load_trunk(config: dict) -> nn.Module:
     if config["lm"] is None:
         fail(f"the {config['profile']} profile has no language model for {config['method']}; pass "
              "LM=/its/folder (python -m mini.pretrain makes one), or use the other profile")
-    return load_language_model(config["lm"], config["dropout"], config["trunk"] == "random")
+    return load_language_model(config["lm"], config["dropout"], config["trunk"] == "random",
+                               config.get("lm_layers", 0))
 
 
 def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float = 0.1,
@@ -172,7 +187,8 @@ def shape_digests(config: dict) -> dict:
 
 
 def language_model_id(config: dict, trunk: nn.Module) -> str:
-    """NAME@DIGEST: of a local folder's or file's weights, or the hub's commit; and the adapter's."""
+    """NAME@DIGEST: of a local folder's or file's weights, or the hub's commit; how many of its blocks, if not
+    all; and the adapter's."""
     name, adapter = config["lm"], config["adapter"]
     if config["trunk"] == "dt":
         return "none"
@@ -184,6 +200,7 @@ def language_model_id(config: dict, trunk: nn.Module) -> str:
     else:
         own = name in (*LANGUAGE_MODELS, "smollm2")
         known = f"{name if own else place.name}@{weights_digest(place)}"
+    known += f":{config['lm_layers']}" if config.get("lm_layers") else ""
     return f"{known}+{Path(adapter).name}@{weights_digest(Path(adapter))}" if adapter else known
 
 

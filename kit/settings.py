@@ -19,6 +19,8 @@ from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, SEQUENCE
 EVALUATION = ("episodes", "at_once", "target_returns", "score_window")
 # What may change when a killed run goes on elsewhere.
 MACHINE = ("code", "torch", "numpy", "device", "threads")
+# Settings that older records do not have, and what they stand for there.
+ADDED = {"lm_layers": 0}
 # What a task or a method is, and nobody sets.
 NATURE = ("kind", "pixels", "discrete", "released")
 
@@ -123,7 +125,7 @@ def configuration(run, **overrides):
         config.setdefault("max_timestep", config["horizon"])
     config |= {key: value for key, value in overrides.items() if value is not None and key in config}
     if config.get("trunk") == "dt":  # it has no words
-        config |= {"lm": None, "lm_weight": 0.0}
+        config |= {"lm": None, "lm_layers": 0, "lm_weight": 0.0}
     for name in ("lm", "adapter"):
         if config.get(name):
             config[name] = config[name].rstrip("/")
@@ -152,6 +154,7 @@ def short(value):
 def differences(recorded, wanted, without=()):
     """["steps is 500, not 4", ...]: where settings that were recorded are not those wanted now."""
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in a record
+    recorded = ADDED | recorded
     return [f"{name} is {short(recorded.get(name))}, not {short(value)}" for name, value in wanted.items()
             if recorded.get(name) != value and name not in without
             and not (name == "dtype" and value == "auto")]  # recorded is what that came to
@@ -159,7 +162,7 @@ def differences(recorded, wanted, without=()):
 
 def changed(run, recorded):
     """"steps=6 lm=/toy": the settings in which a run differs from what its name stands for."""
-    meant = json.loads(json.dumps(configuration(run)))
+    meant, recorded = json.loads(json.dumps(configuration(run))), ADDED | recorded
     return " ".join(f"{name}={json.dumps(recorded.get(name)).strip(chr(34))}" for name, value in meant.items()
                     if recorded.get(name) != value and name != "dtype")  # which is the machine's
 

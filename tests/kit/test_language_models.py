@@ -226,6 +226,38 @@ def test_evaluation_says_so_in_one_line(kit, tiny_gpt2):
     assert not (kit.folder / "runs" / RUN.format("lamo") / "eval.csv").exists()
 
 
+# --- its first blocks --------------------------------------------------------------------------
+
+def test_the_first_blocks_of_any_family_compute_what_they_did(tiny_lm):
+    """With one of two, the hidden states before the last norm are those the whole model has there."""
+    whole = load_language_model(str(tiny_lm), 0.0).eval()
+    first = load_language_model(str(tiny_lm), 0.0, layers=1)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        between = whole(ids, output_hidden_states=True).hidden_states[1]
+        base = getattr(whole.base_model, "decoder", whole.base_model)
+        norm = next(m for name, m in base.named_children() if name in ("ln_f", "norm", "final_layer_norm"))
+        expected = whole.get_output_embeddings()(norm(between))
+        assert torch.allclose(first.eval()(ids).logits, expected, atol=1e-5)
+    assert sum(p.numel() for p in first.parameters()) < sum(p.numel() for p in whole.parameters())
+    assert load_language_model(str(tiny_lm), 0.0, layers=2).state_dict().keys() == whole.state_dict().keys()
+    for layers in (-1, 3):
+        with pytest.raises(SystemExit, match=f"has 2 blocks, of which --lm_layers {layers} cannot be kept"):
+            load_language_model(str(tiny_lm), 0.0, layers=layers)
+
+
+@pytest.mark.parametrize("method", ["lamo", "lamo-random"])
+def test_a_setting_keeps_the_first_blocks(tiny_lm, method):
+    config = configuration(f"mini/hopper-medium-1/{method}/seed0", lm=str(tiny_lm), dtype="float32")
+    small = config | {"lm_layers": 1}
+    torch.manual_seed(0)
+    model = build_model(small)
+    few, all_of_them = ([name for name, _ in built.named_parameters() if "lora_A" in name]
+                        for built in (model, build_model(config)))
+    assert 0 < len(few) == len(all_of_them) / 2
+    assert language_model_id(small, model.trunk) == language_model_id(config, model.trunk) + ":1"
+
+
 # --- what is refused, and GGUF -----------------------------------------------------------------
 
 def test_a_model_that_is_no_causal_lm_is_one_line(kit, tmp_path):

@@ -45,6 +45,17 @@ def test_a_cell_may_carry_the_number_of_its_subset():
     assert settings.of_seed("pong-medium-1-d4", 2) == "pong-medium-1-d4"
 
 
+def test_an_older_record_has_the_defaults_of_settings_that_came_later():
+    wanted = json.loads(json.dumps(configuration(RUN)))
+    old = {name: value for name, value in wanted.items() if name not in settings.ADDED}
+    assert settings.differences(old, wanted) == [] and settings.changed(RUN, old) == ""
+    assert settings.differences(old, configuration(RUN, lm_layers=8)) == ["lm_layers is 0, not 8"]
+    assert settings.differences(old | {"lm_layers": 8}, wanted) == ["lm_layers is 8, not 0"]
+    assert settings.changed(RUN, old | {"lm_layers": 8}) == "lm_layers=8"
+    assert configuration("mini/hopper-medium-0.01/dt/seed0", lm_layers=8)["lm_layers"] == 0  # it has no LM
+    assert "lm_layers" not in configuration("mini/hopper-medium-0.01/iql/seed0", lm_layers=8)
+
+
 @pytest.mark.parametrize("name, said", [
     ("mini/hopper-medium-0.1-d0/lamo/seed0", "no task .*TASK-RATIO-dSUBSET"),
     ("mini/hopper-medium-0.1-d03/lamo/seed0", "no task"),
