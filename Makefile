@@ -46,12 +46,13 @@ export GPUS
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all every-cell report plan status setup test benchmark videos clean clean-runs evaluated force
+.PHONY: help list all every-cell report claims plan status setup test benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
 	@echo "make report                      the paper's tables and figures from what has been run: report/$(PROFILE).html"
+	@echo "make claims                      the paper's claims as differences of methods, with intervals"
 	@echo "make plan                        what make all would do, what is done, the hours it will take"
 	@echo "make status                      done, running, failed, waiting      WATCH=1     stays"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
@@ -207,6 +208,10 @@ all: | $(packages)
 # the paper's tables and figures, from results/ alone
 report: | $(ready)
 	@$(PYTHON) -m paper.report $(PROFILE)
+
+# the paper's claims as differences of methods, from results/ or from RESULTS=FOLDERS
+claims: | $(ready)
+	@$(PYTHON) -m paper.claims $(or $(RESULTS),results/$(PROFILE))
 
 # --- pictures that move ------------------------------------------------------------------------
 # Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.

@@ -313,6 +313,7 @@ METHODS = {
     "lamo-random": {"trunk": "random"},       # the LM's shape with random weights, frozen all the same
     "lamo-random-corpus": {"lm": None, "mini": {"lm": "mini-random"}},
     "lamo-early": {"lm": None, "mini": {"lm": "mini-early"}},
+    "lamo-markov": {"lm": None, "mini": {"lm": "mini-markov"}},  # not the paper's: Wang et al., 2310.00771
     "lamo-linear": {"embeddings": "linear"},
     "lamo-mlp": {"embeddings": "mlp"},        # Hopper's LaMo has linear ones
     "lamo-full": {"train": "all", "mini": {"lr": 3e-4}, "mini-atari": {"lr": 1e-3}},
@@ -333,6 +334,7 @@ LANGUAGE_MODELS = {
     "mini": "mini/weights/lm",                      # pre-trained on English prose, see mini/README.md
     "mini-random": "mini/weights/lm-random",        # equally long, on shuffled tokens
     "mini-early": "mini/weights/lm-early",          # stopped after a tenth of the tokens
+    "mini-markov": "mini/weights/lm-markov",        # on a Markov chain of 100 states instead of text
 }
 
 PROFILES = ("mini", "paper")

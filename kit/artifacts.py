@@ -21,11 +21,13 @@ All paths are relative to the working directory. Nothing is pickled or unpickled
 """
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -154,16 +156,18 @@ def write_csv(path, columns, rows):
 
 
 def read_csv(path, columns):
-    """A list of dicts; one line and exit if the columns do not begin with `columns` or a row is cut."""
+    """A list of dicts, of a file that may be gzipped; one line and exit if the columns do not begin with
+    `columns` or a row is cut."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        opened = gzip.open if str(path).endswith(".gz") else open
+        with opened(path, "rt", newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
         named = tuple(reader.fieldnames or ())[:len(columns)]
         if named != tuple(columns) or any(None in row or None in row.values() for row in rows):
             raise ValueError("its columns are not those this kit writes")
         return rows
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         fail(f"{path} is not readable ({first_words(error)}); delete it and make it again")
 
 

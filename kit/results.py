@@ -14,14 +14,22 @@ PAPER_SCORES = Path(__file__).parent.parent / "paper" / "scores.csv"
 
 
 def load_results(cell):
-    """Rows of results/PROFILE/CELL.csv with numbers as numbers; one line and exit if they are not those of
-    the cell, or if a method's seeds were made with different settings."""
+    """Rows of results/PROFILE/CELL.csv; one line and exit if they are not those of the cell."""
     wanted, path = settings.parse_cell(cell), artifacts.results_path(cell)
     if not path.exists():
         fail(f"{path} is not there; make it: python evaluate.py --collect {cell}")
+    rows = load_file(path)
+    if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {wanted}:
+        fail(f"{path} is empty or holds rows of another cell; make it again")
+    return rows
+
+
+def load_file(path):
+    """Rows of a cell's file, wherever it lies, with numbers as numbers; one line and exit if it is damaged,
+    or if a method's seeds were made with different settings."""
     rows = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
     if rows and not {"score_window", "changed"} <= {*rows[0]}:
-        fail(f"{path} holds no cell's rows but a run's; make it: python evaluate.py --collect {cell}")
+        fail(f"{path} holds no cell's rows but a run's; make it: python evaluate.py --collect PROFILE/CELL")
     try:
         for row in rows:
             for name in ("seed", "step", "episode", "length", "data_episodes", "score_window"):
@@ -36,8 +44,6 @@ def load_results(cell):
                 raise ValueError(f"score_window {row['score_window']}")
     except ValueError as error:
         fail(f"{path} holds something that is no number or out of range ({error}); make it again")
-    if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {wanted}:
-        fail(f"{path} is empty or holds rows of another cell; make it again")
     made = {}
     for row in rows:
         if row["method"] not in tasks.METHODS:
@@ -45,7 +51,8 @@ def load_results(cell):
         own = f"{row['changed']} score_window={row['score_window']}".strip()
         if made.setdefault(row["method"], own) != own:
             fail(f"{path} holds seeds of {row['method']} with different settings ({made[row['method']]}; "
-                 f"{own}); move away the runs you do not want, then: python evaluate.py --collect {cell}")
+                 f"{own}); move away the runs you do not want, then: python evaluate.py --collect "
+                 f"{row['profile']}/{path.name.partition('.csv')[0]}")
     return rows
 
 

@@ -1,0 +1,142 @@
+"""The paper's claims and their rival explanations, one by one: what LaMo and another method differ by.
+
+    make claims                                                  # of results/$(PROFILE)
+    python -m paper.claims results/mini results/shipped/mini     # folders of cells' CSV files, .gz or not
+
+reads   every CELL.csv and CELL-dN.csv of the folders; of a cell's files the one that has more replications of
+        both methods counts
+prints  for each claim, pair of methods and cell: the difference, first less second, with its 95 % interval
+        over the replications that both have (kit/statistics.py), of the score at the largest target, of the
+        held-out action loss over the same checkpoints, and of its least; then what is missing. Nothing is
+        trained.
+
+A score that is higher, and a loss that is lower, speak for the first method; + and - stand where the interval
+leaves 0 out. Where the two methods are one, LaMo's own settings being an ablation's, there is no line.
+"""
+
+from pathlib import Path
+
+from kit import settings
+
+OPTIONS = settings.Options(__doc__)
+OPTIONS.add_argument("folders", nargs="+", type=Path, help="of CSV files, one a cell")
+if __name__ == "__main__":
+    ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
+
+from kit import fail
+from kit.results import load_file
+from kit.statistics import of_subsets, paired, replications
+from paper.grid import attempt, is_lamo
+from tasks import TASKS
+
+# the claim, the method that it speaks for, those that it is compared with
+CLAIMS = (
+    ("pre-training helps", "lamo", ("lamo-random", "lamo-random-corpus", "lamo-early", "lamo-markov")),
+    ("LoRA rather than fine-tuning", "lamo", ("lamo-full", "lamo-frozen")),
+    ("MLP embeddings", "lamo-mlp", ("lamo-linear",)),
+    ("the language loss", "lamo-lm0.1", ("lamo-lm0", "lamo-lm1")),
+    ("few data: the difference at each ratio", "lamo", ("dt",)),
+    ("beside the other baselines", "lamo", ("wiki", "bc", "td3bc", "iql", "cql")),
+)
+MEASURES = (("score", "{:+.1f}", "score"), ("heldout_loss", "{:+.4f}", "held-out loss"),
+            ("lowest_heldout_loss", "{:+.4f}", "its least"))
+
+
+def read(folders):
+    """({cell: [rows of a file]}, what could not be read), cells in the order of tasks.py and of ratios."""
+    found, troubles = {}, []
+    for path in sorted(path for folder in folders for path in folder.glob("*.csv*")):
+        cell, subset = settings.split_subset(path.name.partition(".csv")[0])
+        if subset in (0, "N") and (rows := attempt(troubles, load_cell, path, cell)):
+            found.setdefault((rows[0]["profile"], cell), []).append(rows)
+    order = [*TASKS]
+    return dict(sorted(found.items(), key=lambda item: (
+        order.index(item[1][0][0]["task"]), item[1][0][0]["ratio"]))), troubles
+
+
+def load_cell(path, cell):
+    """The rows of a file; one line and exit if they are not those of the cell that it is named after."""
+    rows = load_file(path)
+    _, task, ratio = settings.parse_cell(f"{rows[0]['profile'] if rows else 'mini'}/{cell}")
+    if {(row["task"], row["ratio"]) for row in rows} != {(task, ratio)}:
+        fail(f"{path} is empty or holds rows of another cell; make it again")
+    return rows
+
+
+def method_rows(profile, cell, rows, method):
+    """A method's rows in a cell's file; LaMo's, where its settings there are the method's own."""
+    own = [row for row in rows if row["method"] == method]
+    if not own and is_lamo(profile, cell, method):
+        own = [row for row in rows if row["method"] == "lamo"]
+    return own
+
+
+def compare(profile, cell, files, first, second):
+    """The line of two methods in a cell; None if one of them is not there, or if they are the same."""
+    if is_lamo(profile, cell, first) and is_lamo(profile, cell, second):
+        return None
+    best, lines = 0, None
+    for rows in files:
+        ours, theirs = (method_rows(profile, cell, rows, method) for method in (first, second))
+        found = [paired(*(replications(own, what) for own in (ours, theirs))) for what, *_ in MEASURES]
+        if found[0] is not None and len(found[0].seeds) > best:
+            best = len(found[0].seeds)
+            lines = [f"{best} {'subset' if of_subsets(ours) else 'seed'}{'s' * (best > 1)}",
+                     *(say(pair, form) for pair, (_, form, _) in zip(found, MEASURES, strict=True)),
+                     ", ".join(sorted({row["lm"] for row in ours + theirs} - {"none"}))]
+    return lines
+
+
+def say(pair, form):
+    """"+3.1 [+0.4, +5.8] +": the difference, its interval, and its sign if the interval leaves 0 out."""
+    if pair is None:
+        return "not measured"
+    said = form.format(pair.difference)
+    if pair.interval is None:
+        return said
+    low, high = pair.interval
+    sign = " +" if low > 0 else " -" if high < 0 else ""
+    return f"{said} [{form.format(low)}, {form.format(high)}]{sign}"
+
+
+def report(found):
+    """The lines of the table, and then of what is missing."""
+    head = ["cell", "over", *(title for *_, title in MEASURES), "language models"]
+    missing = []
+    for claim, first, others in CLAIMS:
+        yield f"\n{claim}"
+        for second in others:
+            rows, without = [], []
+            for (profile, cell), files in found.items():
+                line = compare(profile, cell, files, first, second)
+                task = cell.rpartition("-")[0]
+                if line:
+                    rows.append([f"{profile}/{cell}", *line])
+                elif not any(settings.missing(task, method) for method in (first, second)) and not (
+                        is_lamo(profile, cell, first) and is_lamo(profile, cell, second)):
+                    without.append(f"{profile}/{cell}")
+            if rows:
+                yield from table([[f"{first} - {second}", *head[1:]], *rows])
+            if without:
+                missing.append(f"  {first} and {second}: {', '.join(without)}")
+    if missing:
+        yield from ("\nmissing, of one or both of", *missing)
+
+
+def table(rows):
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  " + "  ".join(text.ljust(width) for text, width in zip(row, wide, strict=True)).rstrip()
+
+
+def main(args):
+    found, troubles = read(args.folders)
+    if not found and not troubles:
+        fail(f"{', '.join(map(str, args.folders))} holds no CSV of a cell; make one: make hopper-medium-0.01")
+    print(*report(found), sep="\n")
+    for trouble in troubles:
+        print(f"not in it: {trouble}")
+
+
+if __name__ == "__main__":
+    main(ARGS)

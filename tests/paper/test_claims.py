@@ -1,0 +1,92 @@
+"""paper/claims.py: paired differences from CSVs, what is missing, over subsets before seeds."""
+
+import gzip
+
+import numpy as np
+import pytest
+from conftest import one_line
+from test_plot import make_rows
+
+from kit import artifacts
+from paper import claims
+
+COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
+
+
+def write(path, rows):
+    text = artifacts.csv_text(COLUMNS, [{name: row.get(name, "") for name in COLUMNS} for row in rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def runs(method, scores, losses, of=lambda seed: 0, **more):
+    """Rows of {seed: score} and {seed: held-out loss}; the first checkpoint is better by 0.01."""
+    target = None if method == "bc" else 3600.0
+    return [row for seed, score in enumerate(scores) for step in (1, 2) for row in make_rows(
+        {step: [score - 1, score + 1]}, method, target, seed=seed, subset=of(seed),
+        heldout_loss=losses[seed] - 0.01 * (step == 1), score_window=1, **more)]
+
+
+LAMO, DT = ([40.0, 44.0, 48.0], [0.14, 0.15, 0.16]), ([30.0, 36.0, 36.0], [0.15, 0.15, 0.17])
+
+
+def printed(folder, capsys):
+    claims.main(claims.OPTIONS.parse_args([str(folder)]))
+    return capsys.readouterr().out
+
+
+def test_a_claim_is_a_paired_difference_with_its_interval(tmp_path, capsys):
+    write(tmp_path / "hopper-medium-0.01.csv", runs("lamo", *LAMO) + runs("dt", *DT))
+    out = printed(tmp_path, capsys)
+    head, line = out[out.index("lamo - dt"):].splitlines()[:2]
+    assert "score" in head and "held-out loss" in head and "its least" in head
+    # differences 10, 8, 12 and -0.01, 0, -0.01; t of two degrees of freedom is 4.303
+    half, small = 4.303 * 2 / np.sqrt(3), 4.303 * 0.0057735 / np.sqrt(3)
+    assert "mini/hopper-medium-0.01  3 seeds" in line and "mini@1" in line
+    assert f"+10.0 [{10 - half:+.1f}, {10 + half:+.1f}] +" in line
+    assert line.count(f"-0.0067 [{-0.0066667 - small:+.4f}, {-0.0066667 + small:+.4f}]") == 2
+    assert "] -" not in line  # that interval holds 0
+    missing = out[out.index("missing"):].splitlines()
+    assert "  lamo and lamo-random: mini/hopper-medium-0.01" in missing
+    assert "  lamo-mlp and lamo-linear: mini/hopper-medium-0.01" in missing
+    assert not any("lamo and dt" in line for line in missing)
+
+
+def test_subsets_and_few_or_no_runs(tmp_path, capsys):
+    walker, hopper = ({"task": f"{name}-medium", "ratio": 0.1} for name in ("walker2d", "hopper"))
+    rows = (runs("lamo", *LAMO, **walker) + runs("dt", *DT, **walker)
+            + runs("bc", [10.0], [float("nan")], **walker))
+    write(tmp_path / "walker2d-medium-0.1.csv", rows)
+    write(tmp_path / "walker2d-medium-0.1-d3.csv", rows)  # one subset's alone, which no claim is made of
+    write(tmp_path / "walker2d-medium-0.1-dN.csv.gz", [
+        row for method, (scores, losses) in (("lamo", LAMO), ("dt", DT))
+        for row in runs(method, [*scores, 50.0], [*losses, 0.1], lambda seed: seed, **walker)])
+    write(tmp_path / "hopper-medium-0.1.csv", runs("lamo", *LAMO, **hopper) + runs("lamo-mlp", *DT, **hopper))
+    out = printed(tmp_path, capsys)
+    assert "4 subsets" in out[out.index("lamo - dt"):].splitlines()[1]  # more than three seeds of one subset
+    alone = out[out.index("lamo - bc"):].splitlines()[1]
+    assert "1 seed " in alone and "+30.0  not measured" in alone
+    # Hopper's LaMo has linear embeddings, elsewhere it has an MLP
+    linear = out[out.index("lamo-mlp - lamo-linear"):].splitlines()[1]
+    assert linear.split()[0] == "mini/hopper-medium-0.1" and "-10.0 [" in linear
+
+
+def test_what_cannot_be_read_is_said_and_hides_nothing(tmp_path, capsys):
+    write(tmp_path / "hopper-medium-0.01.csv", runs("lamo", *LAMO) + runs("dt", *DT))
+    (tmp_path / "hopper-medium-0.1.csv").write_text("a,b\n1,2\n")
+    write(tmp_path / "hopper-medium-1.csv", runs("lamo", *LAMO))
+    (tmp_path / "hopper-medium-0.5.csv.gz").write_bytes(b"\x1f\x8bno")
+    out = printed(tmp_path, capsys)
+    assert "lamo - dt" in out
+    for name in ("hopper-medium-0.1.csv", "hopper-medium-1.csv", "hopper-medium-0.5.csv.gz"):
+        assert sum(name in line for line in out.splitlines() if line.startswith("not in it")) == 1
+    with pytest.raises(SystemExit, match="holds no CSV of a cell"):
+        claims.main(claims.OPTIONS.parse_args([str(tmp_path / "none")]))
+
+
+def test_make_claims(kit):
+    assert "holds no CSV" in one_line(kit("make", "claims", check=False))
+    write(kit.folder / "results/mini/hopper-medium-0.01.csv", runs("lamo", *LAMO) + runs("dt", *DT))
+    assert "lamo - dt" in kit("make", "claims").stdout
+    (kit.folder / "results/mini").rename(kit.folder / "others")
+    assert "lamo - dt" in kit("make", "claims", "RESULTS=others").stdout
