@@ -20,7 +20,7 @@ LEVELS = (
     ("prepare_data", "train"),
     ("baselines", "kit.imitation"),
     ("evaluate",),
-    ("plot", "export", "benchmark", "paper", "kit.plan"),
+    ("plot", "export", "benchmark", "paper", "kit.plan", "mini.calibrate"),
     ("kit.status",),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
@@ -45,7 +45,8 @@ def room(name):
 
 
 def level(name):
-    found = [n for n, row in enumerate(LEVELS) if name in row or room(name) != "kit" and room(name) in row]
+    own = [n for n, row in enumerate(LEVELS) if name in row]
+    found = own or [n for n, row in enumerate(LEVELS) if room(name) != "kit" and room(name) in row]
     assert found, f"{name} has no level in this file"
     return found[0]
 

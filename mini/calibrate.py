@@ -1,0 +1,198 @@
+"""Choose the mini profile's settings by held-out loss, never by returns, on subsets of no reported number.
+
+    .venv/bin/python -m mini.calibrate reacher2d-medium                 # goes on where it was stopped
+    .venv/bin/python -m mini.calibrate hopper-medium --methods lamo dt --subsets 100 101 --steps 2000
+    .venv/bin/python -m mini.calibrate --table                          # writes docs/calibration.md's table
+
+reads   tasks.py for where a search begins: the settings that are there now
+writes  a row a training to mini/calibration.csv, in which --table and the next call look; data and runs in
+        build/calibrate/, of which the runs are removed
+
+One setting after the other, in the order of SEARCH: each of its values with the best of all before it. A
+candidate's loss is the least of its checkpoints', the mean over subsets; where it lies says how many steps to
+take, so that steps cost no search of their own. Episodes are never played but to make data. Subset N is drawn
+with seed N, trained with seed N, and measured on the task's held-out episodes, which are no training data.
+"""
+
+from pathlib import Path
+
+from kit import fail, settings
+from tasks import METHODS, TASKS
+
+OPTIONS = settings.Options(__doc__)
+OPTIONS.add_argument("tasks", nargs="*", metavar="TASK")
+OPTIONS.add_argument("--methods", nargs="+", default=["lamo", "dt", "wiki", "bc"], choices=[*METHODS],
+                     metavar="METHOD")
+OPTIONS.add_argument("--subsets", nargs="+", type=int, default=[100, 101], help="100 and up")
+OPTIONS.add_argument("--ratio", help="of the data; the paper's lowest else")
+OPTIONS.add_argument("--steps", type=int, help="how far each training goes; twice the task's else")
+OPTIONS.add_argument("--checkpoints", type=int, default=20, help="at which a training is measured")
+OPTIONS.add_argument("--csv", type=Path, default=Path("mini/calibration.csv"))
+OPTIONS.add_argument("--document", type=Path, default=Path("docs/calibration.md"))
+OPTIONS.add_argument("--table", action="store_true", help="write the table of what was found")
+
+if __name__ == "__main__":
+    ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
+
+import contextlib
+import shutil
+import time
+
+import numpy as np
+
+import baselines
+import prepare_data
+import train
+from evaluate import load_checkpoint, load_run, merged
+from kit import artifacts
+from kit.imitation import heldout_loss, imitates, load_heldout, training_loss
+from sources.download import locked
+
+FIRST = 100  # subsets below are for numbers that are reported
+# What is tried, times what is there now; a context of a half has at least one step.
+SEARCH = (("lr", (0.25, 0.5, 1, 2, 4)), ("batch_size", (0.25, 1)), ("context", (0.25, 0.5, 1)))
+KEY = ("task", "ratio", "method", "lr", "batch_size", "context", "steps", "checkpoints", "subset")
+COLUMNS = (*KEY, "lm", "loss", "best_step", "last_loss", "train_loss", "seconds", "heldout_data", "code",
+           "curve")
+MARKERS = ("<!-- calibration: begin, of python -m mini.calibrate --table -->", "<!-- calibration: end -->")
+BUILD = Path("build/calibrate")
+
+
+# --- one training ------------------------------------------------------------------------------
+
+def measure(run, changes):
+    """Train a run and measure its checkpoints: ({step: held-out loss}, what its record and train.csv say)."""
+    profile, cell, method, _ = run.split("/")
+    config = settings.configuration(run, **changes)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(BUILD):
+        prepare_data.prepare(prepare_data.OPTIONS.parse_args([f"{profile}/{cell}"]))
+        if config.get("lm_weight"):
+            words = [f"{profile}/text", "--lm", config["lm"]]
+            prepare_data.text.prepare(prepare_data.OPTIONS.parse_args(words))
+        (baselines if settings.is_baseline(method) else train).train(run, fresh=True, **changes)
+        config, model, checkpoints = load_run(run)
+        data, provenance = load_heldout(config)
+        curve = {load_checkpoint(model, path, run): heldout_loss(merged(model, config), config, data)
+                 for path in checkpoints}
+        about = {"lm": config["lm_id"], "code": config["code"], "heldout_data": provenance["sha256"][:8],
+                 "train_loss": training_loss(config, min(curve, key=curve.get))}
+        shutil.rmtree(artifacts.run_folder(run))
+    return curve, about
+
+
+def row_of(key):
+    """The row of a candidate, which is trained for it."""
+    start, run = time.time(), "mini/{task}-{ratio}-d{subset}/{method}/seed{subset}".format(**key)
+    every = max(1, key["steps"] // key["checkpoints"])
+    changes = {name: key[name] for name in ("lr", "batch_size", "context", "steps")}
+    if settings.is_baseline(key["method"]):
+        changes |= {"actor_lr": key["lr"]}
+    curve, about = measure(run, changes | {"eval_every": every})
+    best = min(curve, key=curve.get)
+    return key | about | {
+        "loss": f"{curve[best]:.6g}", "best_step": best, "last_loss": f"{curve[max(curve)]:.6g}",
+        "seconds": round(time.time() - start),
+        "curve": " ".join(f"{step}:{loss:.4g}" for step, loss in curve.items())}
+
+
+# --- the search --------------------------------------------------------------------------------
+
+def search(task, method, args):
+    """Try every candidate of a task and method that the CSV does not have yet."""
+    ratio = args.ratio or TASKS[task]["ratios"][0]
+    now = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
+    if not imitates(now):
+        fail(f"{method} does not imitate, so it has no held-out loss")
+    key = {"task": task, "ratio": ratio, "method": method, "steps": args.steps or 2 * now["steps"],
+           "checkpoints": args.checkpoints, "lr": now["lr"], "batch_size": now["batch_size"],
+           "context": now.get("context", 1)}
+    for name, factors in SEARCH:
+        if name not in now:  # a baseline's context is a step
+            continue
+        candidates = [key | {name: value} for value in values(now[name], factors)]
+        losses = [np.mean([float(found(candidate | {"subset": subset}, args)["loss"])
+                           for subset in args.subsets]) for candidate in candidates]
+        key = candidates[int(np.argmin(losses))]
+        print(f"{task} {method}: {name} {key[name]:g}, loss {min(losses):.4f}", flush=True)
+
+
+def values(now, factors):
+    """What a setting's candidates are: whole numbers stay whole, and none comes twice."""
+    if isinstance(now, int):
+        return [*dict.fromkeys(max(1, round(now * factor)) for factor in factors)]
+    return [float(f"{now * factor:.3g}") for factor in factors]
+
+
+def found(key, args):
+    """The row of a candidate in the CSV; it is trained and appended, if it is not there."""
+    for row in rows_of(args.csv):
+        if all(row[name] == str(key[name]) for name in KEY):
+            return row
+    row = {name: str(value) for name, value in row_of(key).items()}
+    with locked(args.csv):  # another task's search may write, too
+        artifacts.write_csv(args.csv, COLUMNS, [*rows_of(args.csv), row])
+    return row
+
+
+def rows_of(path):
+    return artifacts.read_csv(path, COLUMNS) if path.exists() else []
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+def table(rows):
+    """Lines of Markdown: for each task, ratio and method the settings of now and the best that were found."""
+    head = ("task, ratio", "method", "settings", "learning rate", "batch", "context", "held-out loss",
+            "lowest at step", "subsets")
+    yield f"| {' | '.join(head)} |"
+    yield f"|{' --- |' * len(head)}"
+    for (task, ratio, method), group in grouped(rows, ("task", "ratio", "method")):
+        now = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
+        candidates = [(own, line) for own, line in grouped(group, KEY[3:-1])]
+        most = max(len(line) for _, line in candidates)  # one that was stopped on the way is no candidate
+        candidates = sorted((np.mean([float(row["loss"]) for row in line]), own, line)
+                            for own, line in candidates if len(line) == most)
+        tried = {"now": [c for c in candidates if (float(c[1][0]), int(c[1][1]), int(c[1][2])) == (
+            now["lr"], now["batch_size"], now.get("context", 1))], "best": candidates}
+        for what, them in tried.items():
+            for loss, (lr, batch, context, steps, _), line in them[:1]:
+                lowest = ", ".join(f"{int(row['best_step']):,}" for row in line)
+                yield (f"| `{task}` {ratio} | `{method}` | {what} | {float(lr):g} | {batch} | {context} "
+                       f"| {loss:.4f} | {lowest} of {int(steps):,} | {len(line)} |")
+
+
+def grouped(rows, names):
+    """(values, rows) of rows that are equal in these columns, in the order of their first ones."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups.items()
+
+
+def document(text, rows):
+    """A document with the table between its markers."""
+    before, begin, rest = text.partition(MARKERS[0])
+    _, end, after = rest.partition(MARKERS[1])
+    if not begin or not end:
+        fail(f"the document has no line {MARKERS[0]}, or none {MARKERS[1]}")
+    return "\n".join([before + begin, "", *table(rows), "", end + after])
+
+
+def main(args):
+    if low := [subset for subset in args.subsets if subset < FIRST]:
+        fail(f"--subsets {low[0]}: settings are not chosen on subsets below {FIRST}, which are for results")
+    if strange := {*args.tasks} - {*TASKS}:
+        fail(f"no task {strange.pop()!r}; there are {', '.join(TASKS)}")
+    if not args.tasks and not args.table:
+        fail(f"name a task, of {', '.join(TASKS)}, or --table")
+    for task in args.tasks:
+        for method in args.methods:
+            search(task, method, args)
+    if args.table:
+        text = document(args.document.read_text(encoding="utf-8"), rows_of(args.csv))
+        artifacts.write_whole(args.document, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(ARGS)

@@ -1,0 +1,115 @@
+"""mini/calibrate.py: the search, that it goes on, its table, and one training for real."""
+
+import numpy as np
+import pytest
+from conftest import KIT
+
+import evaluate
+import prepare_data
+import train
+from kit import artifacts, imitation, settings
+from mini import calibrate
+
+
+def run(*arguments):
+    calibrate.main(calibrate.OPTIONS.parse_args(list(map(str, arguments))))
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch):
+    """search(...): a search whose trainings cost nothing: the best lr is 0.001, the best batch 16, and a short
+    context is better. search.asked holds what was trained."""
+    monkeypatch.chdir(tmp_path)
+
+    def measure(run, changes):
+        search.asked.append((run, changes))
+        seed = settings.parse_run(run)[4]
+        loss = (abs(np.log2(changes["lr"] / 0.001)) + 0.1 * (changes["batch_size"] != 16)
+                + 0.01 * changes["context"] + 0.001 * seed)
+        every = changes["eval_every"]
+        return {every: loss + 0.5, 2 * every: loss, 3 * every: loss + 0.2}, {
+            "lm": "none", "code": "c", "heldout_data": "d", "train_loss": 0.5}
+
+    def search(*more):
+        run("reacher2d-medium", "--methods", "lamo", "--csv", "found.csv", *more)
+        return artifacts.read_csv(tmp_path / "found.csv", calibrate.COLUMNS)
+
+    monkeypatch.setattr(calibrate, "measure", measure)
+    search.asked = []
+    return search
+
+
+def test_one_setting_after_the_other_with_the_best_of_those_before(searched):
+    rows = searched("--steps", 1000, "--checkpoints", 10)
+    tried = [(float(row["lr"]), int(row["batch_size"]), int(row["context"])) for row in rows[::2]]
+    assert tried == [*((lr, 64, 5) for lr in (0.0005, 0.001, 0.002, 0.004, 0.008)), (0.001, 16, 5),
+                     (0.001, 16, 1), (0.001, 16, 2)]
+    assert [row["subset"] for row in rows] == ["100", "101"] * 8
+    assert searched.asked[0] == ("mini/reacher2d-medium-0.1-d100/lamo/seed100", {
+        "lr": 0.0005, "batch_size": 64, "context": 5, "steps": 1000, "eval_every": 100})
+    row = rows[10]
+    assert (row["loss"], row["best_step"], row["last_loss"]) == ("0.15", "200", "0.35")
+    assert row["curve"] == "100:0.65 200:0.15 300:0.35" and row["heldout_data"] == "d"
+
+
+def test_a_search_goes_on_where_it_was_stopped(searched):
+    whole, asked = searched("--steps", 1000), len(searched.asked)
+    artifacts.write_csv("found.csv", calibrate.COLUMNS, whole[:5])
+    assert searched("--steps", 1000) == whole and len(searched.asked) == asked + len(whole) - 5
+    assert searched("--steps", 1000) == whole and len(searched.asked) == asked + len(whole) - 5
+    more = searched("--steps", 1000, "--subsets", 100, 101, 102)
+    assert len(more) == len(whole) * 1.5
+    assert len(searched("--steps", 500)) > len(more)  # another training
+
+
+def test_settings_are_not_chosen_on_reported_subsets_or_by_values(searched):
+    for words, said in ((("--subsets", 100, 3), "--subsets 3: settings are not chosen"),
+                        (("--methods", "iql"), "iql does not imitate")):
+        with pytest.raises(SystemExit, match=said):
+            searched(*words)
+    for words, said in (((), "or --table"), (("hopper",), "no task 'hopper'")):
+        with pytest.raises(SystemExit, match=said):
+            run(*words)
+    assert not searched.asked
+
+
+def test_the_table_has_what_is_there_now_and_the_best(searched):
+    rows = searched("--steps", 1000)
+    # a candidate of fewer subsets does not count, however good it is
+    rows.append(rows[-1] | {"lr": "9.0", "loss": "0.0001"})
+    head, line, now, best = calibrate.table(rows)
+    assert head.count("|") == line.count("|") == now.count("|") == best.count("|") == 10
+    name = "| `reacher2d-medium` 0.1 | `lamo` |"
+    assert now == f"{name} now | 0.002 | 64 | 5 | 1.2505 | 100, 100 of 1,000 | 2 |"
+    assert best == f"{name} best | 0.001 | 16 | 1 | 0.1105 | 100, 100 of 1,000 | 2 |"
+    text = "a\n" + "\n".join(calibrate.MARKERS) + "\nb\n"
+    once = calibrate.document(text, rows)
+    assert best in once.splitlines() and once.startswith("a\n") and once.endswith("\nb\n")
+    assert calibrate.document(once, rows) == once
+    with pytest.raises(SystemExit, match="no line"):
+        calibrate.document("a", rows)
+
+
+def test_the_shipped_table_is_of_the_shipped_rows():
+    text = (KIT / "docs/calibration.md").read_text()
+    assert calibrate.document(text, calibrate.rows_of(KIT / "mini/calibration.csv")) == text
+
+
+def test_a_candidate_is_what_the_stages_compute(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run("reacher2d-medium", "--methods", "dt", "--subsets", 100, "--steps", 4, "--checkpoints", 2,
+        "--csv", "f.csv")
+    rows = artifacts.read_csv(tmp_path / "f.csv", calibrate.COLUMNS)
+    row = rows[0]
+    monkeypatch.chdir(tmp_path / "build/calibrate")
+    name, cell = "mini/reacher2d-medium-0.1-d100/dt/seed100", "mini/reacher2d-medium-0.1-d100"
+    assert not artifacts.run_folder(name).exists() and artifacts.dataset_path(cell).exists()
+    prepare_data.prepare(prepare_data.OPTIONS.parse_args([cell]))
+    train.train(name, steps=4, eval_every=2, lr=float(row["lr"]), batch_size=int(row["batch_size"]))
+    config, model, checkpoints = evaluate.load_run(name)
+    data, provenance = imitation.load_heldout(config)
+    losses = {evaluate.load_checkpoint(model, path, name): imitation.heldout_loss(model, config, data)
+              for path in checkpoints}
+    assert row["curve"] == " ".join(f"{step}:{loss:.4g}" for step, loss in losses.items())
+    assert float(row["loss"]) == pytest.approx(min(losses.values()), rel=1e-5)
+    assert row["heldout_data"] == provenance["sha256"][:8] and float(row["train_loss"]) > 0
