@@ -1,4 +1,4 @@
-"""What the stages share, a room for each concern. Nothing here knows a stage.
+"""What the stages share, a room for each concern. Only imitation knows a stage, whose windows it takes.
 
 settings         a run's name -> its configuration; the command line; what make needs
 artifacts        paths and file formats: datasets, tensors, JSON, logs, results
@@ -10,8 +10,9 @@ language_models  where a language model is found, loaded, and named by digest
 quick            the same functions, computed with less
 adapters         LoRA in the format of the peft library
 envs             the environments
+imitation        the action loss on episodes that no run trains on; losses: its panel of a figure
 gathering        the runs of a cell in one file
-statistics       scores, their intervals, and what is said over many cells
+statistics       scores, their intervals, differences of two methods, and what is said over many cells
 results          what figures and tables read: a cell's episodes, the paper's scores
 looks            a method's colour and marker
 policy           how a trained network acts in them

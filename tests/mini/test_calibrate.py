@@ -17,7 +17,7 @@ def run(*arguments):
 
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
-    """search(...): a search whose trainings cost nothing: the best lr is 0.001, the best batch 16, and a short
+    """search(...): a search whose trainings cost nothing: lr 0.001 is best, batch 16, and a short
     context is better. search.asked holds what was trained."""
     monkeypatch.chdir(tmp_path)
 
