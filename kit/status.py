@@ -239,8 +239,9 @@ def say_failures(found):
     """At the end of make: what failed, in one line each, and the command to see why."""
     failed = failures(found, preparations(found))
     count = collections.Counter(run.state for run in found)
-    lines = ["", f"{len(failed)} failed, {count['stopped']} were stopped, {count['waiting']} wait"
-             + ":" * bool(failed)]
+    others = [f"{count[state]} {said}" for state, said in (("stopped", "were stopped"), ("waiting", "wait"))
+              if count[state]]
+    lines = ["", ", ".join([f"{len(failed) or 'none'} failed", *others]) + ":" * bool(failed)]
     for name, why in failed[:30]:
         said = end_of_log(folder_of(name), 1)
         lines += [f"  {name}: {said[0] if said else why}", f"      tail {folder_of(name)}/log.txt"]
