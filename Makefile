@@ -125,12 +125,12 @@ benchmark: $(VENV)/ready-benchmark
 # data:CELL. A call of make for one cell's runs (INNER) is given the words of that cell.
 
 quote  = '$(subst ','\'',$1)'
-CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) SUBSETS=$(call quote,$(SUBSETS)) \
-         LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
+CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
+         SUBSETS=$(call quote,$(SUBSETS)) LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
-WANTED := $(filter $(addsuffix -%,$(TASKS)) every-cell,$(MAKECMDGOALS))
+WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
@@ -188,7 +188,7 @@ packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 tabled   = $@$(if $(SUBSETS),-dN)
 homes    = $(if $(filter %-dN,$(tabled)),$(tabled:-dN=/) $(tabled:N=),$(tabled)/)
 of_cell  = $(foreach word,$(PLAN),$(if $(strip $(foreach home,$(homes),$(findstring :$(PROFILE)/$(home),$(word)/))),$(word)))
-ASKED   := $(sort $(CELLS) $(filter-out every-cell,$(WANTED)))
+ASKED   := $(sort $(CELLS) $(filter-out all every-cell,$(WANTED)))
 
 .PHONY: $(ASKED)
 $(ASKED): | $(packages)
