@@ -9,7 +9,7 @@ import pytest
 from kit import hours, lock, settings, status
 
 MAKE = {"PROFILE": "mini", "METHODS": "dt bc", "SEEDS": "0 1", "LM": "", "DATA": "", "TEXT": "", "ARGS": "",
-        "REPLACE": "", "FRESH": ""}
+        "REPLACE": "", "FRESH": "", "SUBSETS": ""}
 CELLS = ["hopper-medium-0.01", "walker2d-medium-0.01"]
 DT = "mini/hopper-medium-0.01/dt/seed"
 BC = "mini/hopper-medium-0.01/bc/seed"
