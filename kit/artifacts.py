@@ -39,7 +39,8 @@ from kit import fail
 RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "step", "target_return",
                   "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
 # Of a row's checkpoint (kit/imitation.py), behind RESULT_COLUMNS; empty where nothing was measured.
-LOSS_COLUMNS = ("heldout_loss", "heldout_episodes", "heldout_data", "heldout_floor", "train_loss")
+LOSS_COLUMNS = ("heldout_loss", "heldout_episodes", "heldout_data", "heldout_floor", "train_loss",
+                "bits_per_byte")
 EXTRA_COLUMNS = (*LOSS_COLUMNS, "subset", "score_window", "changed")  # of results/, behind RESULT_COLUMNS
 
 

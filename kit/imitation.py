@@ -3,24 +3,33 @@
     found = load_heldout(config)                            # None where there are no such episodes
     row |= columns(model, config, found, 500)               # LOSS_COLUMNS of the checkpoint of step 500
 
-reads   data/PROFILE/TASK-heldout.npz or CELL-heldout.npz (sources/heldout.py), runs/RUN/train.csv
+reads   data/PROFILE/TASK-heldout.npz or CELL-heldout.npz (sources/heldout.py), runs/RUN/train.csv,
+        mini/heldout.txt
 
 The loss is training's: mean squared error of continuous actions, cross-entropy of buttons in nats (BC's
 without the penalty that it trains with). Every step counts once, in windows of the run's context that begin
 where the last one ended, so that a prediction has seen about as many steps as in training. It is computed in
 float32 without dropout, and nothing is drawn at random. Methods that learn values have none: their actor is
-not meant to do what the data did.
+not meant to do what the data did. What a language model keeps of its language is measured beside it, in bits
+per byte of the beginning of a novel.
 Letters: B windows, K context, N steps, S state, A action.
 """
+
+import functools
+import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from kit import artifacts, fail
+from kit.language_models import load_tokenizer
 from train import training_arrays, windows
 
 STEPS = 1024  # in a forward pass
+PROSE = Path(__file__).parent.parent / "mini" / "heldout.txt"
+CHARACTERS = 10_000  # of it, from its beginning
 
 
 def imitates(config):
@@ -58,6 +67,8 @@ def columns(model, config, found, step, device="cpu"):
         known |= {"heldout_loss": f"{heldout_loss(model, config, data, device):.6g}",
                   "heldout_episodes": len(provenance["episodes"]), "heldout_data": provenance["sha256"][:8],
                   "heldout_floor": "" if floor is None else f"{floor:.6g}"}
+    if config["kind"] == "sequence" and config["trunk"] != "dt" and prose(config["lm"]) is not None:
+        known["bits_per_byte"] = f"{bits_per_byte(model, config, device):.6g}"
     return known
 
 
@@ -95,3 +106,33 @@ def heldout_loss(model, config, data, device="cpu"):
     if sequence:
         model.bf16 = precise
     return total / (len(ends) if config["discrete"] else data["actions"].size)
+
+
+@torch.inference_mode()
+def bits_per_byte(model, config, device="cpu"):
+    """Code length of the prose under a model's trunk as it is now, in float32, in bits per byte, by windows
+    of as many tokens as the trunk reads at once, at most those of training's text."""
+    ids, size = prose(config["lm"])
+    trunk = model.to(device).eval().trunk
+    block = min(config["lm_block"], getattr(trunk.config, "max_position_embeddings", config["lm_block"]))
+    precise, model.bf16 = model.bf16, False
+    nats = sum(model.language_loss(part[None].to(device), positions=not config["released"]).item()
+               * (len(part) - 1) for part in torch.tensor(ids).split(block) if len(part) > 1)
+    model.bf16 = precise
+    return nats / math.log(2) / size
+
+
+@functools.cache
+def prose(lm):
+    """(token ids, bytes) of the beginning of the prose that no shipped model has seen; None, and a line that
+    says so, for a language model without a tokenizer, which trajectories do without."""
+    text, why = PROSE.read_text(encoding="utf-8")[:CHARACTERS], "it does not give the text back"
+    try:
+        tokenizer = load_tokenizer(lm)
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        if "".join(tokenizer.decode(ids, skip_special_tokens=True).split()) == "".join(text.split()):
+            return ids, len(text.encode())
+    except SystemExit as stop:
+        why = stop.code
+    print(f"bits_per_byte stays empty, for want of {lm}'s tokenizer: {why}")
+    return None

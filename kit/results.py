@@ -37,7 +37,8 @@ def load_file(path):
             for name in ("ratio", "return", "normalized_score"):
                 row[name] = float(row[name])
             row["data_score"], row["subset"] = float(row["data_score"] or "nan"), int(row.get("subset") or 0)
-            for name in ("heldout_loss", "heldout_floor", "train_loss"):  # an older kit measured none
+            # an older kit measured none
+            for name in ("heldout_loss", "heldout_floor", "train_loss", "bits_per_byte"):
                 row[name] = float(row.get(name) or "nan")
             row["target_return"] = float(row["target_return"]) if row["target_return"] else None
             if row["score_window"] < 1:

@@ -85,8 +85,8 @@ def replications(rows, what):
     """{seed: value} of one method's rows.
 
     what    "score": the mean normalised score over the last evaluations at the largest target, as summarise;
-            "heldout_loss": the mean over the same checkpoints; "lowest_heldout_loss": the least of all
-            checkpoints, where a run would have been stopped. Runs without the value are left out.
+            "heldout_loss", "bits_per_byte": the mean over the same checkpoints; "lowest_heldout_loss": the
+            least of all checkpoints, where a run would have been stopped. Runs without it are left out.
     """
     found = {}
     for seed in sorted({row["seed"] for row in rows}):
@@ -96,7 +96,8 @@ def replications(rows, what):
             own = [row for row in own if (row["target_return"] or 0) == largest]
             found[seed], = samples(own, own[0]["score_window"], "seeds")
             continue
-        losses = {row["step"]: row.get("heldout_loss", np.nan) for row in own}
+        name = "heldout_loss" if what == "lowest_heldout_loss" else what
+        losses = {row["step"]: row.get(name, np.nan) for row in own}
         if what == "lowest_heldout_loss":
             found[seed] = float(np.min([*losses.values()]))
         else:

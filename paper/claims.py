@@ -7,8 +7,8 @@ reads   every CELL.csv and CELL-dN.csv of the folders; of a cell's files the one
         both methods counts
 prints  for each claim, pair of methods and cell: the difference, first less second, with its 95 % interval
         over the replications that both have (kit/statistics.py), of the score at the largest target, of the
-        held-out action loss over the same checkpoints, and of its least; then what is missing. Nothing is
-        trained.
+        held-out action loss over the same checkpoints, of its least, and of the bits per byte that the
+        language models take for prose; then what is missing. Nothing is trained.
 
 A score that is higher, and a loss that is lower, speak for the first method; + and - stand where the interval
 leaves 0 out. Where the two methods are one, LaMo's own settings being an ablation's, there is no line.
@@ -39,7 +39,7 @@ CLAIMS = (
     ("beside the other baselines", "lamo", ("wiki", "bc", "td3bc", "iql", "cql")),
 )
 MEASURES = (("score", "{:+.1f}", "score"), ("heldout_loss", "{:+.4f}", "held-out loss"),
-            ("lowest_heldout_loss", "{:+.4f}", "its least"))
+            ("lowest_heldout_loss", "{:+.4f}", "its least"), ("bits_per_byte", "{:+.3f}", "bits per byte"))
 
 
 def read(folders):

@@ -10,8 +10,10 @@ from conftest import one_line
 
 import evaluate
 from baselines import build_actor
+from kit import artifacts
 from kit.artifacts import LOSS_COLUMNS, RESULT_COLUMNS, heldout_path
 from kit.envs import make_env
+from kit.gathering import collect
 from kit.language_models import dt_trunk
 from kit.settings import configuration
 from model import DecisionTransformer
@@ -305,3 +307,33 @@ def test_wrong_runs_end_in_one_line(evaluated):
         assert "dt/seed0" in line
     finally:
         (seed1 / "final.safetensors").write_bytes(good)
+
+
+def test_replications_of_everything_may_differ_in_their_episodes_and_in_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configuration("mini/pong-medium-0.1/bc/seed0") | {"lm_id": "none", "data_return_mean": 1.0}
+
+    def finish(seed, subset, **changed):
+        cell = "pong-medium-0.1" + (f"-d{subset}" if subset else "")
+        folder = artifacts.run_folder(f"mini/{cell}/bc/seed{seed}")
+        of_it = {"cell": cell, "seed": seed, "data": f"mini-pong-script@{subset}", "data_sha256": str(subset),
+                 "data_episodes": [subset], "state_mean": [], "state_std": []}
+        artifacts.write_json(folder / "config.json", config | of_it | changed)
+        how = {name: config[name] for name in ("episodes", "score_window")}
+        artifacts.write_json(folder / "eval.json", how)
+        row = dict.fromkeys(RESULT_COLUMNS, "0") | {"seed": seed, "method": "bc"}
+        artifacts.write_csv(folder / "eval.csv", RESULT_COLUMNS, [row])
+
+    with pytest.raises(SystemExit, match="make pong-medium-0.1 SUBSETS=seed"):
+        collect("mini/pong-medium-0.1-dN")
+    for seed, subset in ((0, 0), (1, 0), (1, 1), (2, 1), (10, 10), (3, 30)):
+        finish(seed, subset)
+    collect("mini/pong-medium-0.1-dN")
+    rows = read("results/mini/pong-medium-0.1-dN.csv")
+    assert [(row["seed"], row["subset"]) for row in rows] == [("0", "0"), ("1", "1"), ("10", "10")]
+    collect("mini/pong-medium-0.1")
+    assert [row["seed"] for row in read("results/mini/pong-medium-0.1.csv")] == ["0", "1"]
+    for changed in ({"lr": 0.5}, {"data": "mini-qbert-script@1"}):
+        finish(1, 1, **changed)
+        with pytest.raises(SystemExit, match=f"{[*changed][0]} is .* as in runs/mini/pong-medium-0.1-d1"):
+            collect("mini/pong-medium-0.1-dN")

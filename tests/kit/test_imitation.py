@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from baselines import build_actor
 from kit import artifacts, imitation
-from kit.language_models import dt_trunk
+from kit.language_models import dt_trunk, load_language_model, load_tokenizer
 from kit.settings import configuration
-from model import DecisionTransformer
+from model import DecisionTransformer, build_model
 
 CELL = "paper/hopper-medium-0.1"
 
@@ -168,4 +168,36 @@ def test_the_loss_in_training_stands_beside_it(folder):
     loss = imitation.heldout_loss(model, config_of("dt"), continuous())
     assert float(found["heldout_loss"]) == pytest.approx(loss, rel=1e-5)
     assert (found["heldout_episodes"], found["heldout_floor"], found["train_loss"]) == (3, "0.0125", "0.5")
-    assert {*found} == {*artifacts.LOSS_COLUMNS}
+    assert {*found} == {*artifacts.LOSS_COLUMNS} - {"bits_per_byte"}  # DT has no language
+
+
+def test_what_is_left_of_a_language_model(tiny_gpt2, monkeypatch):
+    """Bits per byte: of each next token in windows of its positions, with what LoRA has done."""
+    config = configuration("mini/hopper-medium-0.1/lamo/seed0", lm=str(tiny_gpt2), dtype="float32")
+    torch.manual_seed(0)
+    model = build_model(config | {"dropout": 0.5})
+    monkeypatch.setattr(imitation, "CHARACTERS", 1000)
+    imitation.prose.cache_clear()
+    before = imitation.bits_per_byte(model, config)
+    text = imitation.PROSE.read_text()[:1000]
+    ids, nats = load_tokenizer(str(tiny_gpt2))(text)["input_ids"], 0.0
+    whole = load_language_model(str(tiny_gpt2), 0.0).eval()
+    with torch.no_grad():
+        for first in range(0, len(ids), 64):
+            part = torch.tensor(ids[first:first + 64])
+            if len(part) > 1:
+                nats += F.cross_entropy(whole(part[None, :-1]).logits[0], part[1:], reduction="sum").item()
+        assert before == pytest.approx(nats / np.log(2) / len(text.encode()), rel=1e-5)
+        next(p for name, p in model.named_parameters() if "lora_B" in name).add_(0.5)
+    assert imitation.bits_per_byte(model, config) != pytest.approx(before, rel=1e-4)
+    imitation.prose.cache_clear()
+
+
+def test_a_language_model_without_a_tokenizer_is_measured_but_for_its_words(tiny_lm, folder, capsys):
+    config = config_of("lamo", lm=str(tiny_lm), dtype="float32")
+    keep("hopper-medium-0.1")
+    run = artifacts.run_folder(f"{CELL}/lamo/seed0")
+    artifacts.write_csv(run / "train.csv", ("step", "action_loss"), [{"step": 5, "action_loss": 0.5}])
+    found = imitation.columns(build_model(config), config, imitation.load_heldout(config), 5)
+    assert float(found["heldout_loss"]) > 0 and "bits_per_byte" not in found
+    assert capsys.readouterr().out.startswith("bits_per_byte stays empty, for want of")
