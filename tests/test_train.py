@@ -173,7 +173,10 @@ def test_equal_seeds_give_equal_bytes_and_a_killed_run_resumes_to_them(prepared)
                          "final.safetensors"}
     for path in folder.iterdir():
         path.unlink()
-    prepared("train.py", RUN, *SHORT)
+    prepared("-m", "kit.watch", "train.py", RUN, *SHORT)  # and being watched leaves no trace in them
+    assert {*files(folder)} - {*once} == {"log.txt", "cost.json"}
+    for name in ("log.txt", "cost.json"):
+        (folder / name).unlink()
     assert files(folder) == once
 
     # killed at its first checkpoint, the same command goes on to the same bytes
