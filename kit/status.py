@@ -219,7 +219,8 @@ def said_running(name):
         f" GPU {owner['gpu']}" if owner.get("gpu") else "")
     at = owner.get("stage", "starts")
     if now:
-        at += f"{'' if now['unit'] == 'step' else ', ' + now['unit']} {now['done']:,}" + (f" of {now['total']:,}" if now["total"] else "")
+        at += "" if now["unit"] == "step" else f", {now['unit']}"
+        at += f" {now['done']:,}" + (f" of {now['total']:,}" if now["total"] else "")
         at += f", {spell(now['left'])} left" if now["left"] is not None else ""
     return f"  {name:46} {where}, since {owner.get('since', '?')[5:16]}, {at}"
 

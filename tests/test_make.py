@@ -5,6 +5,7 @@ import csv
 import functools
 import http.server
 import json
+import resource
 import threading
 import time
 
@@ -365,9 +366,10 @@ def test_the_plan_of_the_full_grid_of_both_profiles_takes_seconds(kit):
     every = (f"METHODS={' '.join(METHODS)}", "SEEDS=0 1 2", "PROFILE=mini paper")
     kit("make", "list")
     for word in ("plan", "status"):
-        start = time.time()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         said = kit("make", word, *every).stdout
-        assert time.time() - start < 5
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)  # a clock would measure the other tests, too
+        assert now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime < 5
         assert "runs, 0 done" in said and len(said.splitlines()) < 120
     assert not (kit.folder / "runs").exists()
 
