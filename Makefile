@@ -59,7 +59,7 @@ help:
 	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"
 	@echo "  LAUNCH=                  before every training and evaluation, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\""
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
-	@echo "  FRESH=1                  make all runs that are asked for anew, e.g. after a change of the code"
+	@echo "  FRESH=1                  make data and runs that are asked for anew, e.g. after a change of the code"
 
 list:
 	@$(BASE_PYTHON) -m kit.settings
@@ -113,7 +113,7 @@ CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(or $(wildcard $(PYTHON)),$(BASE_PYTHON)) -m kit.plan $(if $(filter all,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
@@ -138,11 +138,11 @@ lm      = $(if $(LM),$(if $(filter $(profile)/$(method),$(NO_LM)),,--lm $(call q
 anew    = $(if $(FRESH),--fresh,$(if $(REPLACE),--replace))
 
 data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
-	$(PYTHON) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
+	$(PYTHON) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(anew)
 
 runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
 	$(if $(call planned,text),$(PYTHON) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
-	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(if $(anew),--replace))
+	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(anew))
 	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew)
 
 runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
