@@ -106,9 +106,10 @@ def test_words_in_another_order_are_the_same_words(finished):
 
 
 def test_another_lm_is_only_for_the_methods_that_name_none(finished):
-    plan = finished("make", "-n", REACHER, "METHODS=lamo-random-corpus lamo-early lamo-mlp dt bc", "SEEDS=5",
-                    "LM=mini-random").stdout
-    named = [line.split("seed5")[1].strip() for line in plan.splitlines() if "train.py" in line]
+    plan = finished("make", "-n", REACHER, SHORT, "METHODS=lamo-random-corpus lamo-early lamo-mlp dt bc",
+                    "SEEDS=5", "LM=mini-random", "REPLACE=1").stdout
+    named = [line.split("seed5")[1].split("--steps")[0].strip() for line in plan.splitlines()
+             if "train.py" in line]
     assert named == ["", "", "--lm 'mini-random'", ""] and plan.count("baselines.py") == 1
 
 
@@ -439,8 +440,8 @@ def test_a_launcher_that_fails_after_the_end_takes_nothing_away(kit):
 
 
 @pytest.mark.parametrize("words, said", [
-    (("BASE_PYTHON=/nonexistent",), "BASE_PYTHON=/nonexistent"), (("ARGS=--lm 'x",), "cannot be read"),
-    (("ARGS=--help",), "nothing was done")])
+    (("VENV=none", "BASE_PYTHON=/nonexistent"), "BASE_PYTHON=/nonexistent"),
+    (("ARGS=--lm 'x",), "cannot be read"), (("ARGS=--help",), "nothing was done")])
 def test_a_planner_without_an_answer_is_no_plan(kit, words, said):
     kit("make", "list")  # build/axes.mk is there
     done = kit("make", REACHER, *words, check=False)

@@ -16,7 +16,8 @@ RUN = "mini/hopper-medium-0.01/lamo/seed0"
 
 # --- names -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("written", [RUN, f"{RUN}/", f"runs/{RUN}", f"runs/{RUN}/", f"/runs/{RUN}//"])
+@pytest.mark.parametrize("written", [RUN, f"{RUN}/", f"runs/{RUN}", f"runs/{RUN}/", f"/runs/{RUN}//",
+                                     f"./runs/{RUN}", f"./{RUN}/"])
 def test_a_run_is_the_same_however_its_folder_is_written(written):
     assert settings.run_name(written) == RUN
     assert settings.parse_run(written) == ("mini", "hopper-medium", 0.01, "lamo", 0)
@@ -171,6 +172,17 @@ def test_differences_are_read_as_a_record_reads():
     assert sorted(said.split(" ")) == ["lm=/toy", "steps=6"]
     long, = settings.differences({"episodes": list(range(500))}, {"episodes": list(range(501))})
     assert len(long) < 200, "of a long list the beginning is said"
+    inputs = {"inputs": {"a/config.json": "12", "a/model.safetensors": "34"}}
+    assert settings.differences(inputs, {"inputs": inputs["inputs"] | {"a/model.safetensors": "56"}}) == [
+        'inputs[a/model.safetensors] is "34", not "56"']
+
+
+def test_a_copy_of_the_language_model_in_a_folder_of_its_name_is_no_other_setting():
+    record = json.loads(json.dumps(configuration(RUN))) | {"dtype": "float32"}
+    assert settings.changed(RUN, record | {"lm": "/models/mini"}) == ""
+    assert settings.changed(RUN, record | {"lm": "/models/mini-random"}) == "lm=/models/mini-random"
+    del record["grad_clip"]  # a setting that is newer than the record
+    assert settings.changed(RUN, record) == ""
 
 
 # --- the command line and make -----------------------------------------------------------------
