@@ -75,8 +75,8 @@ help:
 	@echo "                           it is the run's name"
 	@echo "  GPUS=                    of this machine; make -j4 GPUS=4 gives each run one that is free"
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
+	@echo "  FRESH=1                  make data and runs that are asked for anew, e.g. after a change of the code"
 	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
-	@echo "  FRESH=1                  make all runs that are asked for anew, e.g. after a change of the code"
 
 list:
 	@$(BASE_PYTHON) -m kit.settings
@@ -128,9 +128,11 @@ quote  = '$(subst ','\'',$1)'
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          SUBSETS=$(call quote,$(SUBSETS)) LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
+# .venv's, if it is there: BASE_PYTHON names a newer one for its making alone
+ASKING  = $(or $(wildcard $(PYTHON)),$(BASE_PYTHON))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(ASKING) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
@@ -157,11 +159,11 @@ lm      = $(if $(LM),$(if $(filter $(profile)/$(method),$(NO_LM)),,--lm $(call q
 anew    = $(if $(FRESH),--fresh,$(if $(REPLACE),--replace))
 
 data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
-	$(stage) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
+	$(stage) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(anew)
 
 runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
 	$(if $(call planned,text),$(stage) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
-	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(if $(anew),--replace))
+	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(anew))
 	$(stage) $(trainer) $* $(lm) $(ARGS) $(anew) $(if $(TENSORBOARD),--tensorboard)
 
 runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
@@ -228,7 +230,7 @@ videos/$(PROFILE)/%.gif: $$(call finished,$$*)
 
 # --- watching ----------------------------------------------------------------------------------
 
-GRID_STATUS = $(CALL) $(BASE_PYTHON) -m kit.status $(CELLS)
+GRID_STATUS = $(CALL) $(ASKING) -m kit.status $(CELLS)
 
 plan:
 	@$(GRID_STATUS) --plan

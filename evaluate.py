@@ -12,8 +12,9 @@
 reads   runs/RUN/config.json and *.safetensors
         data/PROFILE/*-heldout.npz, if it is there
 writes  runs/RUN/eval.csv, one row an episode, with its checkpoint's losses (kit/imitation.py), and eval.json,
-        what was played; --collect writes results/PROFILE/CELL.csv, the rows of all runs of the cell, with
-        each run's score_window and the settings in which it differs from what its name stands for
+        what was played; what was played with other options stays in eval.DIGEST.csv; --collect writes
+        results/PROFILE/CELL.csv, the rows of all runs of a cell, with each run's score_window and the
+        settings in which it is not what its name stands for
 
 All target returns and episodes of a checkpoint are played in lock-step: one batched forward for each
 environment step, over those episodes that still run. Episode i starts from the same seed for every
@@ -29,6 +30,7 @@ Letters: n episodes side by side, K context, S state, A action, H hidden.
 import copy
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -163,12 +165,12 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     how = {name: config[name] for name in (*settings.EVALUATION, "dtype") if name in config}
     window = how.pop("score_window")  # which decides what is averaged, not what is played
     folder = artifacts.run_folder(run)
-    done, part = folder / "eval.csv", folder / f"eval.{digest_of(how)}.part.csv"
+    done, part = folder / "eval.csv", folder / f"eval.{digest_of(how)}.csv"
     rows = []
-    if not fresh and done.exists() and (folder / "eval.json").exists() and played_so(folder, how):
-        rows = artifacts.read_csv(done, artifacts.RESULT_COLUMNS)
-    elif not fresh and part.exists():  # an interrupted call that played in this way
-        rows = artifacts.read_csv(part, artifacts.RESULT_COLUMNS)
+    set_aside(folder, how)
+    for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
+        if path.exists() and not rows:
+            rows = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
     played, heldout = {int(row["step"]) for row in rows}, load_heldout(config)
     before = len(played)
     with Progress(f"{run}: playing", 0, None, "environment step") as progress:
@@ -187,15 +189,20 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     (folder / "eval.json").unlink(missing_ok=True)
     artifacts.write_csv(done, artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, rows)
     artifacts.write_json(folder / "eval.json", how | {"score_window": window})
-    for part in folder.glob("eval.*.part.csv"):
-        part.unlink()
+    part.unlink(missing_ok=True)
     summarise(run, config, rows)
 
 
-def played_so(folder, how):
-    """Whether eval.csv was played in this way: as many episodes, at these target returns, as precisely."""
-    record = artifacts.read_json(folder / "eval.json", "delete it and evaluate again")
-    return {name: record.get(name) for name in how} == how
+def set_aside(folder, how):
+    """Give eval.csv another name, under which it is found again, unless it was played in this way: as many
+    episodes, at these target returns, as precisely. Without a record of how, it is nobody's."""
+    if not (folder / "eval.json").exists():
+        (folder / "eval.csv").unlink(missing_ok=True)
+    elif (folder / "eval.csv").exists():
+        record = artifacts.read_json(folder / "eval.json", "delete it and evaluate again")
+        played = {name: record.get(name) for name in how}
+        if played != how:
+            os.replace(folder / "eval.csv", folder / f"eval.{digest_of(played)}.csv")
 
 
 def digest_of(how):

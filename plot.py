@@ -56,6 +56,11 @@ def common(table, name):
     return ", ".join(f"{value} ({', '.join(names)})" for value, names in methods.items())
 
 
+def evaluations(table):
+    averaged = common(table, "averaged")
+    return f"{averaged} evaluation{'s' * (averaged != '1')}"
+
+
 def notes(table):
     """["dt, wiki: 2 evaluations, not 8", "lamo: settings changed: steps=6"]: where runs are not what their
     names stand for."""
@@ -76,7 +81,7 @@ def print_table(cell, rows, table):
     first = rows[0]
     print(f"\n{cell}: data {first['data']}, {first['data_episodes']} episodes")
     targets = common(table, "target")
-    print(f"score: mean over the last {common(table, 'averaged')} evaluations"
+    print(f"score: mean over the last {evaluations(table)}"
           + (f" at target return {targets}" if targets else ""))
     print(f"       0 is {SCALE[tasks.TASKS[task]['suite']]}\n")
     wide = max(11, *(len(line["method"]) for line in table))
@@ -185,13 +190,13 @@ def draw(cell, rows, table):
         handles.append(Line2D([], [], color="grey", marker="o", mfc="white", lw=1,
                               label="hollow: the paper, mean ± deviation, best target"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7, handlelength=3.5)
-    targets, averaged = common(table, "target"), common(table, "averaged")
+    targets = common(table, "target")
     heads = [f"target return {targets}"] if targets else []
     heads += ["bands are 95 % intervals"] if len(table) <= MOST_BANDS else []
     dots = " or ".join(dict.fromkeys(f"a{'n' * (line['over'] == 'episodes')} {line['over'][:-1]}"
                                      for line in table))
     curves.set_title(textwrap.fill("; ".join(heads), 90), fontsize=9)
-    scores.set_title(textwrap.fill(f"last {averaged} evaluations: mean, 95 % interval", 60)
+    scores.set_title(textwrap.fill(f"last {evaluations(table)}: mean, 95 % interval", 60)
                      + f"\na dot is {dots}", fontsize=9)
     for axis in figure.axes:
         axis.grid(alpha=0.25)

@@ -16,7 +16,8 @@ writes  data/PROFILE/CELL.npz, E whole episodes as flat arrays (kit.artifacts.lo
 
 The same command again leaves a file alone. If what it would be made from has changed, it is made anew, but
 arrays that finished runs were trained on are replaced by others only with --replace. Without --data or
---text a file is kept whatever it was made from, so that a forgotten word costs nothing.
+--text a file is kept whatever it was made from, so that a forgotten word costs nothing. Code is not compared:
+--fresh makes a cell's file anew.
 """
 
 import os
@@ -33,6 +34,7 @@ OPTIONS.add_argument("--subset_seed", type=int, help="which episodes a ratio kee
 OPTIONS.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that roll out")
 OPTIONS.add_argument("--timeout", type=float, default=20.0, help="seconds to wait for a server")
 OPTIONS.add_argument("--replace", action="store_true", help="other data than finished runs were trained on")
+OPTIONS.add_argument("--fresh", action="store_true", help="make a cell's file anew; replaces, too")
 
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a moment
@@ -64,7 +66,7 @@ def prepare(args):
         digest = old.get("made_from", {}).get("sha256") if unseen else source.digest(config, args.data, args)
         made_from = settings_of(config, source, args.subset_seed) | {"sha256": digest}
         differs = differences(old.get("made_from"), made_from)
-        if old and not differs:
+        if old and not differs and not args.fresh:
             print(f"{path} is up to date, from {old['data']}{', which was given' if old['given'] else ''}")
             heldout.keep(config, source, args)
             return
@@ -75,7 +77,7 @@ def prepare(args):
             made_from["sha256"] = source.digest(config, args.data, args)
         episodes = source.load(config, args.data, args)
         if old:
-            check_replacing(args, old, episodes.arrays, differs)
+            check_replacing(args, old, episodes.arrays, differs or "it was asked for afresh")
         provenance = describe(config, episodes, args) | {
             "made_from": made_from, "given": bool(args.data) and source is not played}
         save_arrays(path, provenance, episodes.arrays, compress=config["pixels"])
@@ -137,13 +139,16 @@ def differences(old, new):
 def check_replacing(args, old, arrays, differs):
     """One line and exit if finished runs were trained on arrays that are about to be replaced by others."""
     path, runs = dataset_path(args.name), run_folder(args.name)
+    on_it = [str(final.parent) for final in sorted(runs.glob("*/seed*/final.safetensors"))]
     if arrays_digest(arrays) == old.get("sha256"):
         print(f"{path} keeps its arrays, although {differs}")
-    elif any(runs.glob("*/seed*/final.safetensors")) and not args.replace:
+    elif on_it and not (args.replace or args.fresh):
         fail(f"{path} would become another dataset: {differs}; finished runs stand on it: undo the change, "
-             f"move {runs} away, or replace it with --replace (REPLACE=1)")
+             f"move {runs} out of runs/, or replace it with --replace (REPLACE=1)")
     else:
         print(f"{path} is made anew: {differs}")
+        if on_it:
+            print(f"trained on the old one, to be made anew or moved out of runs/: {', '.join(on_it)}")
 
 
 def describe(config, episodes, args):

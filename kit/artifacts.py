@@ -13,6 +13,7 @@ read is checked, and a damaged file ends the program in one line.
         state.safetensors               what a killed run resumes from; removed at the end
         eval.csv                        one row an episode: RESULT_COLUMNS, then LOSS_COLUMNS
         eval.json                       what was played: episodes, target returns
+        eval.DIGEST.csv                 rows that were played with other options, or not all yet
         log.txt, cost.json              all that it printed, and what it took, where kit.watch stood before it
     results/PROFILE/CELL.csv            the rows of all runs of a cell; CELL-dN.csv: of seed N on subset N
     figures/PROFILE/CELL.png
@@ -140,8 +141,8 @@ def read_json(path, remedy):
 
 def load_config(run):
     """A run's config.json."""
-    return read_json(run_folder(run) / "config.json", f"train the run again, into another folder or after "
-                     f"moving this one away: {run}")
+    return read_json(run_folder(run) / "config.json", "move the run out of runs/, or train it again "
+                     "with --fresh (make ... FRESH=1)")
 
 
 def csv_text(columns, rows):

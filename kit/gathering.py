@@ -72,6 +72,6 @@ OF_ONE_SUBSET = ("cell", "data_sha256", "data_episodes", "data_return_mean", "st
 def refuse_to_mix(first, run, config):
     """One line and exit if a table would average runs of other data or settings."""
     other, theirs = first
-    if differs := settings.differences(theirs, config):
-        fail(f"a table does not mix runs: in runs/{other} {'; '.join(differs[:3])} as in runs/{run}; move "
-             "one of them away, or make it again with REPLACE=1")
+    if differs := settings.differences(theirs, dict.fromkeys(theirs) | settings.UNSAID | config):
+        fail(f"a table does not mix runs: in runs/{other} {settings.some(differs)} as in runs/{run}; move "
+             "one of them out of runs/, or make it again with REPLACE=1")

@@ -170,11 +170,12 @@ def weight_files(place: Path) -> list[Path]:
 
 def input_digests(config: dict) -> dict:
     """{file: SHA-256} of what a configuration's model starts from: the language model's config.json and
-    weights, and the adapter's weights."""
+    weights, and the adapter's."""
     places = [locate(config["lm"])] if config["trunk"] == "pretrained" else []
-    places += [Path(config["adapter"])] if config["adapter"] else []
-    weights = [path for place in places if place for path in weight_files(place)]
-    return shape_digests(config) | {os.path.relpath(path): sha256(path) for path in weights}
+    files = [path for place in places if place for path in weight_files(place)]
+    if config["adapter"]:
+        files += [*weight_files(Path(config["adapter"])), Path(config["adapter"]) / "adapter_config.json"]
+    return shape_digests(config) | {os.path.relpath(path): sha256(path) for path in files}
 
 
 def shape_digests(config: dict) -> dict:

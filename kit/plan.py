@@ -7,18 +7,21 @@ reads   make's variables PROFILE METHODS SEEDS SUBSETS LM DATA TEXT ARGS REPLACE
 prints  words for the Makefile, and "planned" behind them, or "refused" and one line:
             run:RUN        is asked for
             train:RUN      has to be trained (or asked whether it has to be)
-            text:RUN       is to be trained and needs text
+            text:RUN       needs text that has to be looked at
             evaluate:RUN   is trained, and has to be played, or played anew
             data:CELL      its data have to be looked at
 
 A finished run is never lost to a changed word. A run whose recorded settings are not those of its name and
-of ARGS, LM and TEXT is refused before anything starts; REPLACE=1 makes it anew, FRESH=1 makes all anew.
+of ARGS and LM is refused before anything starts, and so is one whose settings are not those of the method's
+other seeds; REPLACE=1 makes it anew, FRESH=1 makes all anew.
 docs/extending.md has the reasons. Standard library only: make may ask before anything is installed.
 """
 
+import functools
 import hashlib
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -46,6 +49,9 @@ def asked(cells, every, make):
     except ValueError as error:
         settings.fail(f"ARGS={make['ARGS']!r} cannot be read ({error})")
     overrides = vars(settings.options("", run="none").parse_args(words))
+    if overrides["lm"]:
+        settings.fail(f"ARGS= names a language model; say LM={overrides['lm']}, which is for the methods "
+                      "whose row names none, and for the text")
     for name in ("METHODS", "SEEDS"):
         words = make[name].split()
         if not words or len(words) > len(set(words)):
@@ -75,7 +81,7 @@ def asked(cells, every, make):
 def with_lm(profile, method, overrides, lm):
     """ARGS' settings, and LM= where the method has none of its own."""
     if lm and method in METHODS and settings.takes_lm(profile, method):
-        return overrides | {"lm": overrides["lm"] or lm}
+        return overrides | {"lm": lm}
     return overrides
 
 
@@ -85,30 +91,41 @@ def words_of(run, overrides, make):
     finished = (folder / "final.safetensors").exists()
     kept = finished or (folder / "state.safetensors").exists()
     anew = bool(make["REPLACE"] or make["FRESH"])
-    if kept and not anew and (differs := why_another(folder, config, make)):
+    if kept and not anew and (differs := why_another(folder, config)):
         settings.fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which "
-                      f"{'; '.join(differs[:3])}; ask for it with the same words, move it away, or let it be "
-                      "replaced with REPLACE=1")
-    words = [f"run:{run}"]
-    if not finished or anew:
-        words += [f"train:{run}"] + [f"text:{run}"] * bool(config.get("lm_weight") and config["lm"])
-    if finished and not played(folder, config):
+                      f"{settings.some(differs)}; ask for it with the same words, move it out of runs/, or "
+                      "let it be replaced with REPLACE=1")
+    refuse_other_seeds(folder, config, make["SEEDS"].split())
+    text, words = bool(config.get("lm_weight") and config["lm"]), [f"run:{run}"]
+    if not finished or anew or text and make["TEXT"]:  # whose content train.py knows
+        words += [f"train:{run}"] + [f"text:{run}"] * text
+    if finished and not anew and not played(folder, config):
         words.append(f"evaluate:{run}")
     return words
 
 
-def why_another(folder, config, make):
+def why_another(folder, config):
     """In what a run that is there is another one than is asked for: [] if in nothing."""
-    recorded = read(folder / "config.json")
+    recorded = read(folder / "config.json", f"move {folder} out of runs/, or make it again: FRESH=1")
     differs = settings.differences(recorded, config, without=settings.EVALUATION)
-    text = (recorded.get("text") or {}).get("text")
-    if make["TEXT"] and text and Path(make["TEXT"]).name != text:
-        differs.append(f"text is {text}, not {make['TEXT']}")
-    trained = (folder / "config.json").stat().st_mtime
     for path, digest in recorded.get("inputs", {}).items():
-        if os.path.exists(path) and os.path.getmtime(path) > trained and sha256(path) != digest:
+        if os.path.exists(path) and sha256(path) != digest:
             differs.append(f"{path} was another file when it was trained")
     return differs
+
+
+def refuse_other_seeds(folder, config, asked):
+    """One line and exit, before hours are spent on it, if a table would average this run with seeds that are
+    there, were made or played with other settings, and are not asked for."""
+    for other in sorted(folder.parent.glob("seed*/eval.json")):
+        seed = other.parent.name.removeprefix("seed")
+        if re.fullmatch("0|[1-9][0-9]*", seed) and seed not in asked and (other.parent / "eval.csv").exists():
+            recorded = [read(other.parent / name, f"move {other.parent} out of runs/")
+                        for name in ("config.json", "eval.json")]
+            differs = settings.differences(recorded[0] | recorded[1], config | {"seed": int(seed)})
+            if differs:
+                settings.fail(f"in {other.parent} {settings.some(differs)}, and a table does not mix runs; "
+                              f"move it out of runs/, name its seed, too, or ask for {folder} with its words")
 
 
 def played(folder, config):
@@ -116,19 +133,21 @@ def played(folder, config):
     if not (folder / "eval.csv").exists() or not (folder / "eval.json").exists():
         return False
     wanted = {name: config[name] for name in settings.EVALUATION if name in config}
-    return not settings.differences(read(folder / "eval.json"), wanted)
+    record = read(folder / "eval.json", "delete it, and the run is played again")
+    return not settings.differences(record, wanted)
 
 
-def read(path):
+def read(path, remedy):
     try:
         value = json.loads(path.read_text())
         if not isinstance(value, dict):
             raise ValueError("it is no object")
         return value
     except (OSError, ValueError) as error:
-        settings.fail(f"{path} is not readable ({error}); move {path.parent} away, or make it again: FRESH=1")
+        settings.fail(f"{path} is not readable ({error}); {remedy}")
 
 
+@functools.cache
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

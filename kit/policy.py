@@ -22,6 +22,7 @@ class Policy:
         self.model, self.config, self.device = model.to(device).eval(), config, torch.device(device)
         self.mean, self.std = np.float32(config["state_mean"]), np.float32(config["state_std"])
         self.sequence = config["kind"] == "sequence"
+        self.reset()
 
     def reset(self, target_returns=None):
         """Start n episodes, each to reach its own of n target returns in the environment's units; a number

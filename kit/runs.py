@@ -54,16 +54,17 @@ def begin(folder, record, weights, optimizers, replace, fresh):
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.remove_leftovers(folder)
     state, finished = folder / "state.safetensors", (folder / "final.safetensors").exists()
-    old = artifacts.load_config(run_of(record)) if state.exists() or finished else None
+    old = artifacts.load_config(run_of(record)) if (state.exists() or finished) and not fresh else None
     may_differ = (*settings.MACHINE, *settings.EVALUATION)
     differs = settings.differences(old, record, without=may_differ) if old else []
     if differs and not (replace or fresh):
-        fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which {'; '.join(differs[:3])}"
-             f"{' and more' if len(differs) > 3 else ''}; move it away, or let it be replaced: --replace, or "
-             "make ... REPLACE=1")
+        fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which "
+             f"{settings.some(differs)}; move it out of runs/, or let it be replaced: --replace, or make ... "
+             "REPLACE=1")
     if finished and not differs and not fresh:
         return record["steps"]
     if not old or differs or fresh:
+        (folder / "final.safetensors").unlink(missing_ok=True)  # first: it says that a run is finished
         for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json"),
                       *folder.glob("events.*")]:
             stale.unlink()

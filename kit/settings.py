@@ -9,6 +9,7 @@ Reads tasks.py alone, and needs the standard library alone, so that make can ask
 
 import argparse
 import json
+import os
 import re
 import sys
 
@@ -19,10 +20,10 @@ from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, SEQUENCE
 EVALUATION = ("episodes", "at_once", "target_returns", "score_window")
 # What may change when a killed run goes on elsewhere.
 MACHINE = ("code", "torch", "numpy", "device", "threads")
-# Settings that older records do not have, and what they stand for there.
-ADDED = {"lm_layers": 0}
 # What a task or a method is, and nobody sets.
 NATURE = ("kind", "pixels", "discrete", "released")
+# What holds of a setting that a record does not have, because it is newer than the record.
+UNSAID = BASELINE | SEQUENCE | DEFAULTS
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -84,8 +85,8 @@ def parse_run(name):
 
 
 def run_name(path):
-    """A run's name from its name or its folder: "runs/mini/.../seed0/" -> "mini/.../seed0"."""
-    return path.strip("/").removeprefix("runs/")
+    """A run's name from its name or its folder: "./runs/mini/.../seed0/" -> "mini/.../seed0"."""
+    return os.path.normpath(path).strip("/").removeprefix("runs/")
 
 
 def is_baseline(method):
@@ -154,17 +155,37 @@ def short(value):
 def differences(recorded, wanted, without=()):
     """["steps is 500, not 4", ...]: where settings that were recorded are not those wanted now."""
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in a record
-    recorded = ADDED | recorded
-    return [f"{name} is {short(recorded.get(name))}, not {short(value)}" for name, value in wanted.items()
-            if recorded.get(name) != value and name not in without
-            and not (name == "dtype" and value == "auto")]  # recorded is what that came to
+    said = []
+    for name, value in wanted.items():
+        had = recorded.get(name, UNSAID.get(name))
+        auto = name == "dtype" and value == "auto"  # recorded is what that came to
+        if had == value or name in without or auto or name in ("lm", "adapter") and same_place(had, value):
+            continue
+        if isinstance(had, dict) and isinstance(value, dict):  # the one thing of many
+            key = next(key for key in {**had, **value} if had.get(key) != value.get(key))
+            name, had, value = f"{name}[{key}]", had.get(key), value.get(key)
+        said.append(f"{name} is {short(had)}, not {short(value)}")
+    return said
+
+
+def some(differs):
+    """Three of the differences, in a message."""
+    return "; ".join(differs[:3]) + " and more" * (len(differs) > 3)
+
+
+def same_place(one, other):
+    """Whether two names of a language model are one folder or file: /models/gpt2 and ../models/gpt2."""
+    return all(name and os.path.exists(name) for name in (one, other)) and os.path.samefile(one, other)
 
 
 def changed(run, recorded):
     """"steps=6 lm=/toy": the settings in which a run differs from what its name stands for."""
-    meant, recorded = json.loads(json.dumps(configuration(run))), ADDED | recorded
-    return " ".join(f"{name}={json.dumps(recorded.get(name)).strip(chr(34))}" for name, value in meant.items()
-                    if recorded.get(name) != value and name != "dtype")  # which is the machine's
+    meant = json.loads(json.dumps(configuration(run)))
+    told = UNSAID | recorded
+    if (lm := told.get("lm")) and os.path.basename(lm) == meant.get("lm"):
+        told["lm"] = meant["lm"]  # a copy in a folder of its name; rows have its digest
+    return " ".join(f"{name}={json.dumps(told.get(name)).strip(chr(34))}" for name, value in meant.items()
+                    if told.get(name) != value and name != "dtype")  # which is the machine's
 
 
 # --- the command line --------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def look(name, overrides, make):
     anew, why = make["REPLACE"] or make["FRESH"], ""
     try:
         if trained or (folder / "state.safetensors").exists():
-            why = "; ".join(plan.why_another(folder, config, make)[:3])
+            why = settings.some(plan.why_another(folder, config))
         if why and not anew:
             return Run(name, "differs", config, steps, trained, why)
         if why or make["FRESH"]:
@@ -219,6 +219,7 @@ def said_running(name):
         f" GPU {owner['gpu']}" if owner.get("gpu") else "")
     at = owner.get("stage", "starts")
     if now:
+        at += "" if now["unit"] == "step" else f", {now['unit']}"
         at += f" {now['done']:,}" + (f" of {now['total']:,}" if now["total"] else "")
         at += f", {spell(now['left'])} left" if now["left"] is not None else ""
     return f"  {name:46} {where}, since {owner.get('since', '?')[5:16]}, {at}"

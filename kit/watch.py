@@ -11,8 +11,8 @@ writes  runs/NAME/log.txt       all that was printed, of every call, and its exi
         runs/NAME/progress.json what kit.progress says, while it runs
 Of a cell's data log.txt stays only when they failed.
 
-SIGTERM and its like are passed on; Ctrl-C
-reaches the stage by itself. Where a terminal watches, the stage's bars see one, too.
+SIGTERM and its like are passed on; Ctrl-C reaches the stage by itself. Where a terminal watches, the stage's
+bars see one, too.
 """
 
 import contextlib

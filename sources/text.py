@@ -47,7 +47,7 @@ def prepare(args):
             if not args.text or digest_of(found[1]) == old["text_sha256"]:
                 print(f"{path} is up to date, from {old['text']}")
                 return
-            if not args.replace:
+            if not (args.replace or args.fresh):
                 fail(f"{path} holds {old['text']}, which is another text than {args.text}; move it away, or "
                      "replace it with --replace (REPLACE=1)")
         name, words = found or read("", profile, args.timeout)

@@ -187,7 +187,7 @@ def interrupted(folder):
     whole = (folder / "eval.csv").read_bytes()
     how = json.loads((folder / "eval.json").read_text())
     how.pop("score_window")
-    part = folder / f"eval.{evaluate.digest_of(how)}.part.csv"
+    part = folder / f"eval.{evaluate.digest_of(how)}.csv"
     part.write_bytes(b"".join(line for line in whole.splitlines(keepends=True) if b",0,6," not in line))
     (folder / "eval.csv").unlink()
     return whole
@@ -197,8 +197,8 @@ def test_evaluation_is_repeatable_and_goes_on_after_an_interruption(evaluated, f
     whole = interrupted(folder)
     evaluated("evaluate.py", RUN, "--episodes", "2")
     assert (folder / "eval.csv").read_bytes() == whole
-    assert not list(folder.glob("*.part.csv"))
-    evaluated("evaluate.py", RUN, "--episodes", "2", "--fresh")
+    assert not list(folder.glob("eval.*.csv"))
+    evaluated("-m", "kit.watch", "evaluate.py", RUN, "--episodes", "2", "--fresh")  # watched or not
     assert (folder / "eval.csv").read_bytes() == whole
     # in the precision it was trained in, which config.json says, unless another is asked for
     trained_in = json.loads((folder / "config.json").read_text())["dtype"]  # which depends on the machine
@@ -256,6 +256,24 @@ def test_a_table_never_mixes_held_out_episodes(evaluated, folder):
     assert "heldout_data is" in line and "seed0" in line and "seed1" in line
 
 
+def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(evaluated, folder):
+    whole = (folder / "eval.csv").read_text()
+    marked = whole.replace(",3600,0,", ",3600,77,")  # playing would undo it
+    (folder / "eval.csv").write_text(marked)
+    evaluated("evaluate.py", RUN, "--episodes", "1")
+    assert len(read(folder / "eval.csv")) == 4
+    evaluated("evaluate.py", RUN, "--episodes", "2")
+    assert (folder / "eval.csv").read_text() == marked
+    # the rows with one episode are still there, and --fresh plays those of two alone anew
+    evaluated("evaluate.py", RUN, "--episodes", "2", "--fresh")
+    assert (folder / "eval.csv").read_text() == whole and len(list(folder.glob("eval.*.csv"))) == 1
+    # rows without a record of how they were played are nobody's
+    (folder / "eval.csv").write_text(marked)
+    (folder / "eval.json").unlink()
+    evaluated("evaluate.py", RUN, "--episodes", "2")
+    assert (folder / "eval.csv").read_text() == whole
+
+
 def test_another_score_window_plays_nothing_and_reaches_the_results(evaluated, folder):
     rows = (folder / "eval.csv").read_text().replace(",3600,0,", ",3600,77,")  # playing would undo it
     (folder / "eval.csv").write_text(rows)
@@ -286,6 +304,16 @@ def test_a_table_never_mixes_data_or_settings(evaluated, name, value, said):
         assert said in line and "seed0" in line and "seed1" in line and "REPLACE=1" in line
     finally:
         path.write_text(whole)
+
+
+def test_a_setting_that_only_the_first_run_has_is_seen_too(evaluated, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"mystery": 1}))
+    line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
+    assert "mystery is 1, not null" in line
+    del config["grad_clip"]  # newer than the record: it had its default, as the other seed's
+    (folder / "config.json").write_text(json.dumps(config))
+    evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1")
 
 
 def test_results_say_what_differs_from_the_runs_name(evaluated):

@@ -146,7 +146,28 @@ def test_data_that_finished_runs_stand_on_are_replaced_only_on_demand(prepare, m
     monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], "trajectories", 50)
     assert "is up to date" in prepare(f"mini/{REACHER}")  # what was undone is forgotten
     monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], "trajectories", 60)
-    assert "6 of 60 episodes" in prepare(f"mini/{REACHER}", "--replace")
+    out = prepare(f"mini/{REACHER}", "--replace")
+    assert "6 of 60 episodes" in out
+    assert f"to be made anew or moved out of runs/: runs/mini/{REACHER}/dt/seed0" in out
+
+
+def test_fresh_makes_the_data_anew_because_code_is_not_compared(prepare, monkeypatch):
+    prepare(f"mini/{REACHER}")
+    finish_a_run(prepare.folder, f"mini/{REACHER}")
+    path = prepare.folder / f"data/mini/{REACHER}.npz"
+    arrays = load_dataset(path)[0]
+    assert "keeps its arrays" in prepare(f"mini/{REACHER}", "--fresh")
+
+    def load(*given):  # what the source's code would be after a change
+        episodes = once(*given)
+        return episodes._replace(arrays=episodes.arrays | {"rewards": 2 * episodes.arrays["rewards"]})
+
+    once = prepare_data.played.load
+    monkeypatch.setattr(prepare_data.played, "load", load)
+    assert "is up to date" in prepare(f"mini/{REACHER}")
+    out = prepare(f"mini/{REACHER}", "--fresh")
+    assert "it was asked for afresh" in out and "dt/seed0" in out
+    np.testing.assert_array_equal(load_dataset(path)[0]["rewards"], 2 * arrays["rewards"])
 
 
 @pytest.mark.parametrize("name, value", [("reference", (0.0, 50.0)), ("minimum_return", -1.0)])

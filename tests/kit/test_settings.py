@@ -16,7 +16,8 @@ RUN = "mini/hopper-medium-0.01/lamo/seed0"
 
 # --- names -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("written", [RUN, f"{RUN}/", f"runs/{RUN}", f"runs/{RUN}/", f"/runs/{RUN}//"])
+@pytest.mark.parametrize("written", [RUN, f"{RUN}/", f"runs/{RUN}", f"runs/{RUN}/", f"/runs/{RUN}//",
+                                     f"./runs/{RUN}", f"./{RUN}/"])
 def test_a_run_is_the_same_however_its_folder_is_written(written):
     assert settings.run_name(written) == RUN
     assert settings.parse_run(written) == ("mini", "hopper-medium", 0.01, "lamo", 0)
@@ -47,7 +48,7 @@ def test_a_cell_may_carry_the_number_of_its_subset():
 
 def test_an_older_record_has_the_defaults_of_settings_that_came_later():
     wanted = json.loads(json.dumps(configuration(RUN)))
-    old = {name: value for name, value in wanted.items() if name not in settings.ADDED}
+    old = {name: value for name, value in wanted.items() if name != "lm_layers"}
     assert settings.differences(old, wanted) == [] and settings.changed(RUN, old) == ""
     assert settings.differences(old, configuration(RUN, lm_layers=8)) == ["lm_layers is 0, not 8"]
     assert settings.differences(old | {"lm_layers": 8}, wanted) == ["lm_layers is 8, not 0"]
@@ -199,6 +200,17 @@ def test_differences_are_read_as_a_record_reads():
     assert sorted(said.split(" ")) == ["lm=/toy", "steps=6"]
     long, = settings.differences({"episodes": list(range(500))}, {"episodes": list(range(501))})
     assert len(long) < 200, "of a long list the beginning is said"
+    inputs = {"inputs": {"a/config.json": "12", "a/model.safetensors": "34"}}
+    assert settings.differences(inputs, {"inputs": inputs["inputs"] | {"a/model.safetensors": "56"}}) == [
+        'inputs[a/model.safetensors] is "34", not "56"']
+
+
+def test_a_copy_of_the_language_model_in_a_folder_of_its_name_is_no_other_setting():
+    record = json.loads(json.dumps(configuration(RUN))) | {"dtype": "float32"}
+    assert settings.changed(RUN, record | {"lm": "/models/mini"}) == ""
+    assert settings.changed(RUN, record | {"lm": "/models/mini-random"}) == "lm=/models/mini-random"
+    del record["grad_clip"]  # a setting that is newer than the record
+    assert settings.changed(RUN, record) == ""
 
 
 # --- the command line and make -----------------------------------------------------------------

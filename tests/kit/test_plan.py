@@ -1,0 +1,128 @@
+"""What a call of make has to do, decided from records alone: no model is trained here."""
+
+import json
+import os
+
+import pytest
+
+from kit import artifacts, settings
+from kit.plan import plan, sha256
+
+CELL, RUNS = "hopper-medium-0.01", "runs/mini/hopper-medium-0.01"
+BLANK = {"PROFILE": "mini", "METHODS": "lamo", "SEEDS": "0", "LM": "", "DATA": "", "TEXT": "", "ARGS": "",
+         "REPLACE": "", "FRESH": ""}
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """asked(METHODS="dt", ...): the words for the cell, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda **words: plan([CELL], False, BLANK | words)
+
+
+@pytest.fixture
+def refused(asked, capsys):
+    """As asked, for a call that is refused: its line."""
+    def call(**words):
+        with pytest.raises(SystemExit) as stop:
+            asked(**words)
+        assert "\n" not in str(stop.value.code)
+        return str(stop.value.code)
+    return call
+
+
+def finish(tmp_path, method="lamo", seed=0, played=True, inputs=None, **changed):
+    """A finished run as its record has it: dtype as a machine without bfloat16 writes it."""
+    run = f"mini/{CELL}/{method}/seed{seed}"
+    folder = tmp_path / "runs" / run
+    folder.mkdir(parents=True)
+    config = settings.configuration(run) | {"dtype": "float32"} | changed
+    (folder / "config.json").write_text(json.dumps(config | {"inputs": inputs or {}, "text": None}))
+    (folder / "final.safetensors").touch()
+    if played:
+        (folder / "eval.csv").touch()
+        how = {name: config[name] for name in settings.EVALUATION if name in config}
+        (folder / "eval.json").write_text(json.dumps(how))
+    return folder
+
+
+def test_what_is_not_there_is_made_and_what_is_finished_is_not(asked, tmp_path):
+    run = f"mini/{CELL}/lamo/seed0"
+    assert asked() == [f"run:{run}", f"train:{run}", f"data:mini/{CELL}"]
+    finish(tmp_path, played=False)
+    assert asked() == [f"run:{run}", f"evaluate:{run}"]
+    finish(tmp_path, seed=1)
+    assert asked(SEEDS="1") == [f"run:mini/{CELL}/lamo/seed1"]
+
+
+def test_a_record_without_a_newer_setting_had_its_default(asked, refused, tmp_path):
+    folder = finish(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("grad_clip") == settings.UNSAID["grad_clip"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert asked() == [f"run:mini/{CELL}/lamo/seed0"]
+    assert "grad_clip is 0.25, not 7.0" in refused(ARGS="--grad_clip 7")
+
+
+def test_an_input_that_changed_is_noticed_whatever_its_date(asked, refused, tmp_path):
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"one")
+    finish(tmp_path, inputs={"weights": artifacts.sha256(weights)})
+    assert asked() == [f"run:mini/{CELL}/lamo/seed0"]
+    other = tmp_path / "other"
+    other.write_bytes(b"two")
+    os.utime(other, (1, 1))  # as cp -p brings an older one
+    os.replace(other, weights)
+    sha256.cache_clear()
+    assert "weights was another file when it was trained" in refused()
+
+
+def test_one_folder_under_two_names_is_one_language_model(asked, refused, tmp_path):
+    for name in ("models/gpt2", "models/other"):
+        (tmp_path / name).mkdir(parents=True)
+    finish(tmp_path, lm="models/gpt2")
+    assert asked(LM=str(tmp_path / "models/gpt2")) == asked(LM="models/../models/gpt2/") == [
+        f"run:mini/{CELL}/lamo/seed0"]
+    assert "lm is" in refused(LM="models/other")
+
+
+def test_a_language_model_in_args_would_miss_the_text(refused):
+    assert "say LM=mini-random" in refused(ARGS="--lm mini-random")
+
+
+def test_another_text_is_looked_at_also_for_a_finished_run(asked, tmp_path):
+    finish(tmp_path, "lamo-lm1")
+    run = f"mini/{CELL}/lamo-lm1/seed0"
+    assert asked(METHODS="lamo-lm1") == [f"run:{run}"]
+    words = asked(METHODS="lamo-lm1", TEXT="wiki.raw")  # train.py leaves it alone if the text is the same
+    assert f"text:{run}" in words and f"train:{run}" in words
+    finish(tmp_path)  # which reads none
+    assert asked(TEXT="wiki.raw") == [f"run:mini/{CELL}/lamo/seed0"]
+
+
+def test_a_seed_that_no_table_could_average_with_the_others_is_refused_before_it_is_trained(
+        asked, refused, tmp_path):
+    finish(tmp_path)
+    assert len(asked(SEEDS="1")) == 3
+    line = refused(SEEDS="1", ARGS="--steps 7")
+    assert "steps is 500, not 7" in line and "a table does not mix runs" in line and "lamo/seed0" in line
+    assert "episodes is" in refused(SEEDS="1", ARGS="--episodes 7")
+    assert len(asked(SEEDS="0 1", ARGS="--steps 7", REPLACE="1")) == 5  # both are made anew
+    (tmp_path / RUNS / "lamo/seed0").rename(tmp_path / RUNS / "lamo/seed0.old")
+    assert len(asked(SEEDS="1", ARGS="--steps 7")) == 3
+
+
+@pytest.mark.parametrize("name", ["config.json", "eval.json"])
+def test_a_damaged_record_says_what_to_do_and_fresh_does_it(asked, refused, tmp_path, name):
+    folder = finish(tmp_path)
+    (folder / name).write_text("")
+    line = refused()
+    assert f"seed0/{name} is not readable" in line
+    assert ("FRESH=1" if name == "config.json" else "played again") in line
+    assert f"train:mini/{CELL}/lamo/seed0" in asked(FRESH="1")
+
+
+def test_more_than_three_differences_are_three_and_more(refused, tmp_path):
+    finish(tmp_path)
+    line = refused(ARGS="--steps 1 --lr 1 --batch_size 2 --context 3")
+    assert " and more; ask for it" in line and line.count(" is ") == 3
