@@ -57,12 +57,13 @@ def asked(cells, every, make):
         if not words or len(words) > len(set(words)):
             settings.fail(f"{name}={make[name]!r} names none, or one twice; for example METHODS=\"lamo dt\" "
                           "SEEDS=\"0 1\"")
-    if make["SUBSETS"] not in ("", "seed"):
-        settings.fail(f"SUBSETS={make['SUBSETS']!r} is not known; SUBSETS=seed trains seed N on subset N")
+    subsets = make.get("SUBSETS", "")
+    if subsets not in ("", "seed"):
+        settings.fail(f"SUBSETS={subsets!r} is not known; SUBSETS=seed trains seed N on subset N")
     found = {}
     for cell in cells:
         profile, task, _ = settings.parse_cell(f"{make['PROFILE']}/{cell}")
-        if make["SUBSETS"]:
+        if subsets:
             if settings.split_subset(cell)[1]:
                 settings.fail(f"{cell} names its subset, and SUBSETS=seed does, too; leave one of them out")
             cell = f"{cell}-dN"
