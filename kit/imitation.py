@@ -79,7 +79,8 @@ def training_loss(config, step):
     if not imitates(config) or name == "actor_loss" and config["discrete"]:
         return None
     run = "/".join([config["profile"], config["cell"], config["method"], f"seed{config['seed']}"])
-    rows = artifacts.read_csv(artifacts.run_folder(run) / "train.csv", ("step", name))
+    path = artifacts.run_folder(run) / "train.csv"
+    rows = artifacts.read_csv(path, ("step", name)) if path.exists() else []
     return next((float(row[name]) for row in rows if int(row["step"]) == step), None)
 
 

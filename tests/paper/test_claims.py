@@ -8,7 +8,7 @@ from conftest import one_line
 from test_plot import make_rows
 
 from kit import artifacts
-from paper import claims
+from paper import claims, grid
 
 COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
 
@@ -90,3 +90,24 @@ def test_make_claims(kit):
     assert "lamo - dt" in kit("make", "claims").stdout
     (kit.folder / "results/mini").rename(kit.folder / "others")
     assert "lamo - dt" in kit("make", "claims", "RESULTS=others").stdout
+
+
+def test_the_report_takes_subsets_before_seeds_of_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results/mini"
+    write(folder / "hopper-medium-0.01.csv", runs("lamo", *LAMO) + runs("dt", *DT) + runs("wiki", *DT))
+    write(folder / "hopper-medium-0.01-d3.csv", runs("lamo", *DT))
+    write(folder / "hopper-medium-0.01-dN.csv", [
+        row for method in ("lamo", "bc") for row in runs(method, [10.0, 20.0], [0.1, 0.1], lambda seed: seed)]
+        + runs("dt", [7.0], [0.1], lambda seed: seed))
+    for name, seed in (("hopper-medium-0.01", 0), ("hopper-medium-0.01-d1", 1), ("hopper-medium-0.01-d1", 0)):
+        run = artifacts.run_folder(f"mini/{name}/lamo/seed{seed}")
+        artifacts.write_json(run / "config.json", {"cell": name})
+    cells, troubles = grid.gather("mini")
+    assert list(cells) == ["hopper-medium-0.01"] and not troubles
+    found = {method: (line["over"], line["score"]) for method, line in cells["hopper-medium-0.01"].items()}
+    assert found == {"lamo": ("subsets", 15.0), "dt": ("seeds", 34.0), "wiki": ("seeds", 34.0),
+                     "bc": ("subsets", 15.0)}  # one replication is no better than three seeds
+    records = cells["hopper-medium-0.01"]["lamo"]["records"]
+    assert {seed: record["cell"] for seed, record in records.items()} == {
+        0: "hopper-medium-0.01", 1: "hopper-medium-0.01-d1"}
