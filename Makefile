@@ -2,7 +2,7 @@
 # to be done is decided in kit/plan.py.
 #
 #   data/PROFILE/CELL.npz -> runs/PROFILE/CELL/METHOD/seedN/{final.safetensors, eval.csv}
-#                         -> results/PROFILE/CELL.csv -> figures/PROFILE/CELL.png
+#                         -> results/PROFILE/CELL.csv -> figures/PROFILE/CELL.png, report/PROFILE.html
 
 PROFILE ?= mini
 METHODS ?= lamo dt
@@ -12,8 +12,11 @@ DATA    ?=
 TEXT    ?=
 ARGS    ?=
 LAUNCH  ?=
+GPUS    ?=
+WATCH   ?=
 REPLACE ?=
 FRESH   ?=
+TENSORBOARD ?=
 # all cores for one run at a time, one core each under make -j
 THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
 
@@ -28,6 +31,10 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 67108864
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
+# what a recipe works on, PROFILE/CELL/METHOD/seedN or PROFILE/CELL; srun names its job by the second one
+RUN = $*
+export SLURM_JOB_NAME = $(RUN)
+export GPUS
 
 # from tasks.py: TASKS, CELLS, ALL_METHODS, BASELINES, NO_LM, LM_profile/method
 -include build/axes.mk
@@ -38,14 +45,18 @@ export HF_HUB_DISABLE_PROGRESS_BARS = 1
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all setup test benchmark clean clean-runs evaluated force
+.PHONY: help list all every-cell report plan status setup test benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
+	@echo "make report                      the paper's tables and figures from what has been run: report/$(PROFILE).html"
+	@echo "make plan                        what make all would do, what is done, the hours it will take"
+	@echo "make status                      done, running, failed, waiting      WATCH=1     stays"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
-	@echo "make clean                       results and figures                 make clean-runs   and runs"
+	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
+	@echo "make clean                       results, figures and videos         make clean-runs   and runs"
 	@echo
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
@@ -57,8 +68,11 @@ help:
 	@echo "  TEXT=                    text for the language loss: a file, a folder, a zip, or a URL"
 	@echo "  ARGS=                    more settings for train.py, e.g. ARGS=\"--steps 50\""
 	@echo "  THREADS=$(THREADS)                a process; make -j2 runs two methods side by side with one each"
-	@echo "  LAUNCH=                  before every training and evaluation, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\""
+	@echo "  LAUNCH=                  before all that computes, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\"; \$$(RUN) in"
+	@echo "                           it is the run's name"
+	@echo "  GPUS=                    of this machine; make -j4 GPUS=4 gives each run one that is free"
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
+	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
 	@echo "  FRESH=1                  make all runs that are asked for anew, e.g. after a change of the code"
 
 list:
@@ -111,9 +125,9 @@ quote  = '$(subst ','\'',$1)'
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
-WANTED := $(filter $(addsuffix -%,$(TASKS)) all,$(MAKECMDGOALS))
+WANTED := $(filter $(addsuffix -%,$(TASKS)) every-cell,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
@@ -122,11 +136,13 @@ ifndef INNER
   endif
 endif
 planned = $(filter $1:$*,$(PLAN))
-ready   = $(if $(INNER),,$(VENV)/ready)
+ready   = $(if $(INNER)$(READY),,$(VENV)/ready)
 
 # --- the stages --------------------------------------------------------------------------------
-# What a file depends on stands behind the |, because a finished run is never made anew by a date.
+# What a file depends on stands behind the |, because a finished run is never made anew by a date. kit.watch
+# stands before what computes: it keeps its log and its cost, and lets nobody do the same thing beside it.
 
+stage   = $(LAUNCH) $(PYTHON) -m kit.watch
 # runs/STEM/...: STEM is PROFILE/CELL/METHOD/seedN
 parts   = $(subst /, ,$*)
 profile = $(word 1,$(parts))
@@ -138,15 +154,15 @@ lm      = $(if $(LM),$(if $(filter $(profile)/$(method),$(NO_LM)),,--lm $(call q
 anew    = $(if $(FRESH),--fresh,$(if $(REPLACE),--replace))
 
 data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
-	$(PYTHON) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
+	$(stage) prepare_data.py $* $(if $(DATA),--data $(call quote,$(DATA))) $(if $(anew),--replace)
 
 runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
-	$(if $(call planned,text),$(PYTHON) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
+	$(if $(call planned,text),$(stage) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
 	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(if $(anew),--replace))
-	$(LAUNCH) $(PYTHON) $(trainer) $* $(lm) $(ARGS) $(anew)
+	$(stage) $(trainer) $* $(lm) $(ARGS) $(anew) $(if $(TENSORBOARD),--tensorboard)
 
 runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
-	$(LAUNCH) $(PYTHON) evaluate.py $* $(ARGS)
+	$(stage) evaluate.py $* $(ARGS)
 
 evaluated: $(patsubst run:%,runs/%/eval.csv,$(filter run:%,$(PLAN)))
 	@:
@@ -163,9 +179,10 @@ table/%: figures/%.png
 
 # A cell, whose name is what people type: its runs, then the table and the figure of those that are there, also
 # when one failed.
-packages = $(VENV)/ready $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
-ASKED   := $(sort $(CELLS) $(filter-out all,$(WANTED)))
+ASKED   := $(sort $(CELLS) $(filter-out every-cell,$(WANTED)))
 
 .PHONY: $(ASKED)
 $(ASKED): | $(packages)
@@ -173,12 +190,46 @@ $(ASKED): | $(packages)
 	if ls runs/$(PROFILE)/$@/*/seed*/eval.csv > /dev/null 2>&1; then \
 	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$@ || failed=$$?; fi; exit $${failed:-0}
 
-all: $(CELLS)
+every-cell: $(CELLS)
+
+# after all cells, also when some failed, the report of those that are there, and then what failed
+all: | $(packages)
+	+@$(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
+	if ls results/$(PROFILE)/*.csv > /dev/null 2>&1; then \
+	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; \
+	[ -z "$$failed" ] || { $(GRID_STATUS) --failed; exit $$failed; }
+
+# the paper's tables and figures, from results/ alone
+report: | $(ready)
+	@$(PYTHON) -m paper.report $(PROFILE)
+
+# --- pictures that move ------------------------------------------------------------------------
+# Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.
+
+finished = $(firstword $(wildcard $(foreach method,$(METHODS),$(foreach cell,$(filter $1-%,$(CELLS)),\
+             $(foreach seed,$(SEEDS),runs/$(PROFILE)/$(cell)/$(method)/seed$(seed)/final.safetensors)))))
+
+videos: $$(foreach task,$$(TASKS),$$(if $$(call finished,$$(task)),videos/$$(PROFILE)/$$(task).gif))
+	@$(foreach task,$(TASKS),$(if $(call finished,$(task)),,echo \
+	  "$(task): no finished run of PROFILE=$(PROFILE) METHODS=\"$(METHODS)\" SEEDS=\"$(SEEDS)\"; left out";)):
+
+videos/$(PROFILE)/%.gif: $$(call finished,$$*)
+	$(LAUNCH) $(PYTHON) evaluate.py $(patsubst runs/%/final.safetensors,%,$<) --video $@
+
+# --- watching ----------------------------------------------------------------------------------
+
+GRID_STATUS = $(CALL) $(BASE_PYTHON) -m kit.status $(CELLS)
+
+plan:
+	@$(GRID_STATUS) --plan
+
+status:
+	@$(GRID_STATUS) $(if $(WATCH),--watch)
 
 # --- cleaning ----------------------------------------------------------------------------------
 
 clean:
-	rm -rf results figures
+	rm -rf results figures videos report
 
 clean-runs: clean
 	@echo "This deletes every trained run below runs/. Type yes to go on:"; read answer; [ "$$answer" = yes ]

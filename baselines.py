@@ -379,7 +379,7 @@ def train(run, device="auto", replace=False, fresh=False, **overrides):
 
     about = f"{', '.join(f'{name} {count:,}' for name, count in counts.items())} parameters, on {device}"
     fit(record, dict(nets.named_parameters()), optimizers.values(), update, trainable(nets["actor"]), about,
-        replace, fresh)
+        replace, fresh, overrides.get("tensorboard"))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python evaluate.py mini/hopper-medium-0.01/lamo/seed0
     python evaluate.py mini/hopper-medium-0.01/lamo/seed0 --episodes 100 --target_returns 3600
     python evaluate.py --collect mini/hopper-medium-0.01
+    python evaluate.py mini/hopper-medium-0.01/lamo/seed0 --video hopper.gif      # kit/video.py
 
     policy = load_policy("mini/hopper-medium-0.01/lamo/seed0")      # an agent, for any program
     policy.reset(3600.0)
@@ -28,12 +29,14 @@ import copy
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 from kit import artifacts, fail, settings
 from kit.gathering import collect
 
 OPTIONS = settings.options(__doc__, run="maybe")
 OPTIONS.add_argument("--collect", type=settings.run_name, metavar="PROFILE/CELL", help="gather a cell's runs")
+OPTIONS.add_argument("--video", type=Path, metavar="FILE", help=".gif or .mp4: an episode, filmed")
 
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
@@ -43,12 +46,13 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from baselines import build_actor
+from kit import video
 from kit.envs import make_env
 from kit.language_models import shape_digests
 from kit.policy import Policy
+from kit.progress import Progress
 from kit.quick import pick_device
 from lora import merge_lora
 from model import build_model
@@ -59,7 +63,7 @@ EPISODE_SEED = 1_000_000  # far from the seeds of the mini data
 
 # --- episodes ----------------------------------------------------------------------------------
 
-def play(model, config, device, bar=None):
+def play(model, config, device, progress=None):
     """All target returns x episodes of one checkpoint, `at_once` of them side by side; baselines know no
     target, which then is None. Returns a list of (target_return, episode, return, length)."""
     jobs = [(target, episode) for target in config.get("target_returns", (None,))
@@ -67,13 +71,13 @@ def play(model, config, device, bar=None):
     envs = [make_env(config) for _ in jobs[:config["at_once"]]]
     policy, played = Policy(model, config, device), []
     for first in range(0, len(jobs), len(envs)):
-        played += play_together(policy, config, envs, jobs[first:first + len(envs)], bar)
+        played += play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
     for env in envs:
         env.close()
     return played
 
 
-def play_together(policy, config, envs, jobs, bar):
+def play_together(policy, config, envs, jobs, progress):
     """One episode for each (target return, episode) of `jobs`, in lock-step."""
     observations = [env.reset(seed=EPISODE_SEED + episode)[0]
                     for env, (_, episode) in zip(envs, jobs, strict=False)]  # the last jobs may be fewer
@@ -88,8 +92,8 @@ def play_together(policy, config, envs, jobs, bar):
             returns[i] += rewards[n]
             if terminated or truncated:
                 lengths[i] = t + 1
-        if bar is not None:
-            bar.update(len(alive))
+        if progress is not None:
+            progress.advance(len(alive))
         going = lengths[alive] == 0
         policy.keep(going)
         alive, rewards = alive[going], rewards[going]
@@ -164,13 +168,18 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     elif not fresh and part.exists():  # an interrupted call that played in this way
         rows = artifacts.read_csv(part, artifacts.RESULT_COLUMNS)
     played = {int(row["step"]) for row in rows}
-    for path in checkpoints:
-        step = load_checkpoint(model, path, run)
-        if step not in played:
-            with tqdm(desc=f"{config['method']} step {step:,}", unit="step", disable=None) as bar:
-                rows += [row_of(config, step, *episode) for episode in
-                         play(merged(model, config), config, device, bar)]
+    before = len(played)
+    with Progress(f"{run}: playing", 0, None, "environment step") as progress:
+        for path in checkpoints:
+            step = load_checkpoint(model, path, run)
+            if step in played:
+                continue
+            progress.note(checkpoint=f"{step:,}")
+            rows += [row_of(config, step, *episode) for episode in
+                     play(merged(model, config), config, device, progress)]
             artifacts.write_csv(part, artifacts.RESULT_COLUMNS, rows)
+            played.add(step)  # and those to come will be as long
+            progress.expect(progress.done * (len(checkpoints) - before) // (len(played) - before))
     # eval.json says how eval.csv was played, so it is never there beside rows that were played otherwise
     (folder / "eval.json").unlink(missing_ok=True)
     artifacts.write_csv(done, artifacts.RESULT_COLUMNS, rows)
@@ -216,4 +225,7 @@ def summarise(run, config, rows):
 if __name__ == "__main__":
     if ARGS.run is None:
         fail("give a run, or --collect PROFILE/CELL; see --help")
-    evaluate(**vars(ARGS))
+    if ARGS.video:
+        video.film(load_policy(ARGS.run, ARGS.device), play_together, **vars(ARGS))
+    else:
+        evaluate(**vars(ARGS))

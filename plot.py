@@ -17,12 +17,10 @@ is narrow when episodes are few (of normal values it covers the mean 91 times in
 83 times with Atari's 5).
 """
 
-import csv
 import textwrap
-from pathlib import Path
 
 import tasks
-from kit import fail, settings
+from kit import settings
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("cell", type=lambda name: name.strip("/"), help="PROFILE/CELL")
@@ -36,56 +34,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from kit import artifacts
+from kit.looks import style
+from kit.results import load_results, paper_scores
 from kit.statistics import interval, samples, summarise
 
 SCALE = {"mujoco": "a random policy, 100 D4RL's expert", "kitchen": "no sub-task, 100 all four",
          "reacher2d": "never at the target, 100 always", "atari": "a random player, 100 a human"}
-PAPER_SCORES = Path(__file__).parent / "paper" / "scores.csv"
-# Okabe and Ito's colours, which colour-blind eyes tell apart too, without their yellow. 7 colours and 8
-# markers: no pair comes back among the first 56 methods.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "osD^v>X<"
 MOST_BANDS = 4  # methods whose bands the eye can tell apart
-
-
-def load_results(cell):
-    """Rows of results/PROFILE/CELL.csv with numbers as numbers; one line and exit if they are not those of
-    the cell, or if a method's seeds were made with different settings."""
-    wanted, path = settings.parse_cell(cell), artifacts.results_path(cell)
-    if not path.exists():
-        fail(f"{path} is not there; make it: python evaluate.py --collect {cell}")
-    rows = artifacts.read_csv(path, (*artifacts.RESULT_COLUMNS, *artifacts.EXTRA_COLUMNS))
-    try:
-        for row in rows:
-            for name in ("seed", "step", "episode", "length", "data_episodes", "score_window"):
-                row[name] = int(row[name])
-            for name in ("ratio", "return", "normalized_score"):
-                row[name] = float(row[name])
-            row["data_score"] = float(row["data_score"] or "nan")
-            row["target_return"] = float(row["target_return"]) if row["target_return"] else None
-            if row["score_window"] < 1:
-                raise ValueError(f"score_window {row['score_window']}")
-    except ValueError as error:
-        fail(f"{path} holds something that is no number or out of range ({error}); make it again")
-    if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {wanted}:
-        fail(f"{path} is empty or holds rows of another cell; make it again")
-    made = {}
-    for row in rows:
-        if row["method"] not in tasks.METHODS:
-            fail(f"{path} holds method {row['method']!r}, which tasks.py does not have; make it again")
-        own = f"{row['changed']} score_window={row['score_window']}".strip()
-        if made.setdefault(row["method"], own) != own:
-            fail(f"{path} holds seeds of {row['method']} with different settings ({made[row['method']]}; "
-                 f"{own}); move away the runs you do not want, then: python evaluate.py --collect {cell}")
-    return rows
-
-
-def paper_scores(task, ratio):
-    """{method: "52.0±4.6"} for a cell, from the paper's tables."""
-    with open(PAPER_SCORES, newline="") as file:
-        return {row["method"]: row["mean"] + (f"±{row['std']}" if row["std"] else "")
-                for row in csv.DictReader(file)
-                if row["task"] == task and float(row["ratio"]) == ratio}
 
 
 def common(table, name):
@@ -146,13 +101,6 @@ def print_table(cell, rows, table):
               "  come from other data, a small LM and a short training; they are not comparable with it.")
     else:
         print("* the paper's score for this cell: mean ± deviation, 3 seeds, best of several targets.")
-
-
-def style(method):
-    """A method's colour, marker and kind of line, the same in every figure."""
-    place = list(tasks.METHODS).index(method)
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)],
-            "ls": ("-", "--", "-.", ":")[place // len(COLOURS) % 4]}
 
 
 def draw_curves(axis, rows, table):

@@ -26,10 +26,10 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from kit import artifacts, runs
 from kit.language_models import input_digests, language_model_id, tokenizer_digest
+from kit.progress import Progress
 from kit.quick import pick_device, pick_dtype
 from lora import LoRA
 from model import build_model
@@ -163,7 +163,7 @@ def training_step(model, optimizer, config, batch, mask, ids=None):
 
 # --- the loop, of sequence models and baselines alike -------------------------------------------
 
-def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=False):
+def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=False, events=False):
     """Train a run to its last step, from where an earlier call was killed, if it was.
 
     record      what config.json holds, see runs.make_record
@@ -179,10 +179,9 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
         print(f"{run}: is finished, with these settings; --fresh trains it again")
         return
     print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; {about}", flush=True)
-    log = artifacts.Log(folder / "train.csv", done)
-    bar = tqdm(range(done, steps), initial=done, total=steps, disable=None, unit="step",
-               desc=record["method"])
-    for step in bar:
+    log = artifacts.Log(folder / "train.csv", done, events)
+    progress = Progress(f"{run}: training", done, steps, "step")
+    for step in progress:
         seeds = np.random.SeedSequence([record["seed"], step])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         try:
@@ -192,8 +191,8 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
                  "the data")
         last, checkpoint = step + 1 == steps, (step + 1) % record["eval_every"] == 0
         if (step + 1) % record["log_every"] == 0 or checkpoint or last:
-            log.row(step + 1)
-            bar.set_postfix({name: value for name, value in log.rows[-1].items() if "loss" in name})
+            row = log.row(step + 1)
+            progress.note(**{name: value for name, value in row.items() if "loss" in name})
         if checkpoint and not last:
             log.save()
             artifacts.save_tensors(folder / f"step-{step + 1:07d}.safetensors", saved, run=run, step=step + 1)
@@ -286,7 +285,8 @@ def train(run, device="auto", replace=False, fresh=False, **overrides):
     about = (f"trains {counts['trainable']:,} of {counts['all']:,} parameters "
              f"({100 * counts['trainable'] / counts['all']:.1f} %; in the trunk "
              f"{100 * counts['trunk_trainable'] / counts['trunk']:.2f} %), on {device}")
-    fit(record, trainable(model), [optimizer], update, trainable(model), about, replace, fresh)
+    fit(record, trainable(model), [optimizer], update, trainable(model), about, replace, fresh,
+        overrides.get("tensorboard"))
 
 
 if __name__ == "__main__":

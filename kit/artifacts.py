@@ -6,11 +6,13 @@ read is checked, and a damaged file ends the program in one line.
     runs/PROFILE/CELL/METHOD/seedN/
         config.json                     the whole configuration, and what the run was made from, by digest
         train.csv                       losses
+        events.out.tfevents.*           the same for TensorBoard, with --tensorboard
         step-N.safetensors              what trains, every eval_every steps
         final.safetensors               the same after the last step; exists only when training is done
         state.safetensors               what a killed run resumes from; removed at the end
         eval.csv                        one row an episode: RESULT_COLUMNS
         eval.json                       what was played: episodes, target returns
+        log.txt, cost.json              all that it printed, and what it took, where kit.watch stood before it
     results/PROFILE/CELL.csv            the rows of all runs of a cell
     figures/PROFILE/CELL.png
 
@@ -22,6 +24,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -151,12 +154,21 @@ def read_csv(path, columns):
 
 
 class Log:
-    """train.csv: each row averages what was added since the last one; `lr` is the newest."""
+    """train.csv: each row averages what was added since the last one; `lr` is the newest. A row is in the
+    file at once, or with the next one where they come faster than one in SAVE_EVERY seconds.
 
-    def __init__(self, path, done):
-        self.path, self.rows, self.seen = path, [], []
+    tensorboard     write the rows as event files too, beside it; nothing of the kit reads them
+    """
+
+    SAVE_EVERY = 1.0
+
+    def __init__(self, path, done, tensorboard=False):
+        self.path, self.rows, self.seen, self.saved = path, [], [], -self.SAVE_EVERY
         if done and path.exists():  # a resumed run keeps the rows up to its checkpoint
             self.rows = [row for row in read_csv(path, ("step",)) if int(row["step"]) <= done]
+        self.events = event_writer(path.parent) if tensorboard else None
+        for row in self.rows:  # a file of its own from the first row on, so that none is there twice
+            self.show(row)
 
     def add(self, values):
         self.seen.append(values)
@@ -168,10 +180,34 @@ class Log:
             means["lr"] = self.seen[-1]["lr"]
         self.rows.append({"step": step, **{name: f"{mean:.6g}" for name, mean in means.items()}})
         self.seen = []
+        self.show(self.rows[-1])
+        if time.monotonic() >= self.saved + self.SAVE_EVERY:
+            self.save()
+        return self.rows[-1]
+
+    def show(self, row):
+        for name, value in row.items() if self.events else ():
+            if name != "step" and value != "":
+                self.events.add_scalar(name, float(value), int(row["step"]))
 
     def save(self):
+        self.saved = time.monotonic()
+        if self.events:
+            self.events.flush()
         columns = dict.fromkeys(name for row in self.rows for name in row)
         write_csv(self.path, tuple(columns), self.rows)
+
+
+def event_writer(folder):
+    """TensorBoard's, in place of what it wrote there before; one line and exit if it is not installed."""
+    try:
+        from tensorboard.summary import Writer
+    except ImportError:
+        fail("--tensorboard needs a package: pip install tensorboard (requirements-watch.txt); train.csv has "
+             "the same numbers without it")
+    for old in Path(folder).glob("events.out.tfevents.*"):
+        old.unlink()
+    return Writer(str(folder))
 
 
 # --- arrays: datasets and text -----------------------------------------------------------------

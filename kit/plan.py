@@ -29,38 +29,48 @@ from tasks import METHODS
 
 def plan(cells, every, make):
     """The words for these cells. every: of METHODS, take those that a task has, as `make all` does."""
+    words = []
+    for cell, of_cell in asked(cells, every, make).items():
+        more = [word for run, overrides in of_cell.items() for word in words_of(run, overrides, make)]
+        # with DATA=, prepare_data.py says whether that is what finished runs were trained on
+        if make["DATA"] or any(word.startswith("train:") for word in more):
+            more.append(f"data:{cell}")
+        words += more
+    return words
+
+
+def asked(cells, every, make):
+    """{PROFILE/CELL: {run: the settings that ARGS and LM change}} of METHODS and SEEDS."""
     try:
         words = shlex.split(make["ARGS"])
     except ValueError as error:
         settings.fail(f"ARGS={make['ARGS']!r} cannot be read ({error})")
-    overrides = settings.options("", run="none").parse_args(words)
+    overrides = vars(settings.options("", run="none").parse_args(words))
     for name in ("METHODS", "SEEDS"):
-        asked = make[name].split()
-        if not asked or len(asked) > len(set(asked)):
+        words = make[name].split()
+        if not words or len(words) > len(set(words)):
             settings.fail(f"{name}={make[name]!r} names none, or one twice; for example METHODS=\"lamo dt\" "
                           "SEEDS=\"0 1\"")
-    words = []
+    found = {}
     for cell in cells:
         profile, task, _ = settings.parse_cell(f"{make['PROFILE']}/{cell}")
         if make["DATA"] and profile == "mini":
             settings.fail("DATA= belongs to PROFILE=paper; the mini profile plays its own data")
-        of_cell = []
-        for method in make["METHODS"].split():
-            if every and method in METHODS and settings.missing(task, method):
-                continue
-            for seed in make["SEEDS"].split():
-                of_cell += words_of(f"{profile}/{cell}/{method}/seed{seed}", vars(overrides), make)
-        # with DATA=, prepare_data.py says whether that is what finished runs were trained on
-        if make["DATA"] or any(word.startswith("train:") for word in of_cell):
-            of_cell.append(f"data:{profile}/{cell}")
-        words += of_cell
-    return words
+        found[f"{profile}/{cell}"] = {
+            f"{profile}/{cell}/{method}/seed{seed}": with_lm(profile, method, overrides, make["LM"])
+            for method in make["METHODS"].split() for seed in make["SEEDS"].split()
+            if not (every and method in METHODS and settings.missing(task, method))}
+    return found
+
+
+def with_lm(profile, method, overrides, lm):
+    """ARGS' settings, and LM= where the method has none of its own."""
+    if lm and method in METHODS and settings.takes_lm(profile, method):
+        return overrides | {"lm": overrides["lm"] or lm}
+    return overrides
 
 
 def words_of(run, overrides, make):
-    profile, _, _, method, _ = settings.parse_run(run)
-    if make["LM"] and settings.takes_lm(profile, method):
-        overrides = overrides | {"lm": overrides["lm"] or make["LM"]}
     config = settings.configuration(run, **overrides)
     folder = Path("runs") / run
     finished = (folder / "final.safetensors").exists()
@@ -115,10 +125,14 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-if __name__ == "__main__":
+def of_make():
+    """make's variables."""
     names = ("PROFILE", "METHODS", "SEEDS", "LM", "DATA", "TEXT", "ARGS", "REPLACE", "FRESH")
+    return {name: os.environ.get(name, "") for name in names}
+
+
+if __name__ == "__main__":
     try:
-        print(*plan([arg for arg in sys.argv[1:] if arg != "all"], "all" in sys.argv,
-                    {name: os.environ.get(name, "") for name in names}), "planned")
+        print(*plan([arg for arg in sys.argv[1:] if arg != "all"], "all" in sys.argv, of_make()), "planned")
     except SystemExit as stop:  # make says it, once
         print("refused", stop.code or "ARGS= asks for help; see python train.py --help")

@@ -62,8 +62,7 @@ class Policy:
         """Actions (n, A) for normalised states (n, S) at the next step of the environments."""
         config, K, n = self.config, self.config["context"], len(states)
         if rewards is not None:
-            clipped = config["clip_rewards"] and not config["released"]
-            self.remaining = self.remaining - (np.sign(rewards) if clipped else rewards)
+            self.remaining = self.remaining - counted(rewards, config)
         to_go = (self.remaining / config["return_scale"]).astype(np.float32)[:, None, None]
         newest = {"states": self.model.embed_state(states[:, None]),
                   "returns_to_go": torch.from_numpy(to_go).to(self.device),
@@ -79,3 +78,8 @@ class Policy:
         if self.sequence and not going.all():
             keep = torch.from_numpy(going).to(self.device)
             self.steps = {name: values[keep] for name, values in self.steps.items()}
+
+
+def counted(rewards, config):
+    """Rewards as the return still to come counts them: Atari's by their sign."""
+    return np.sign(rewards) if config["clip_rewards"] and not config["released"] else rewards

@@ -64,8 +64,11 @@ def begin(folder, record, weights, optimizers, replace, fresh):
     if finished and not differs and not fresh:
         return record["steps"]
     if not old or differs or fresh:
-        for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json")]:
+        for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json"),
+                      *folder.glob("events.*")]:
             stale.unlink()
+        if differs or fresh:
+            (folder / "cost.json").unlink(missing_ok=True)  # which was another run's
         artifacts.write_json(folder / "config.json", record)
         return 0
     done = load_state(state, weights, optimizers)

@@ -168,6 +168,7 @@ def options(manual, run="one"):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--replace", action="store_true", help="what is there, if its settings differ")
     parser.add_argument("--fresh", action="store_true", help="replace what is there in any case")
+    parser.add_argument("--tensorboard", action="store_true", help="train.csv's rows as event files too")
     parser.add_argument("--target_returns", type=float, nargs="+", help="instead of the task's")
     for name, value in (BASELINE | SEQUENCE | DEFAULTS).items():
         if name in NATURE or isinstance(value, dict):

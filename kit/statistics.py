@@ -1,6 +1,7 @@
 """The score of a method in a cell, and how sure one can be of it; docs/methods.md says what is averaged.
 
     table = summarise(rows)         # rows of results/, with numbers as numbers
+    interquartile_mean(cells)       # and what else is said over many cells, with stratified_interval
 """
 
 import numpy as np
@@ -61,3 +62,43 @@ def summarise(rows):
                       "interval": interval(scores[largest], over),
                       "best": float(np.mean(scores[best])), "best_target": best})
     return table
+
+
+# --- over many cells: Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice" ----------
+# cells: a list of arrays, one a cell, of its seeds' scores (..., seeds). Leading axes are resamples.
+
+def mean_of_cells(cells):
+    """The mean of the cells' means, as the paper averages."""
+    return np.mean([np.mean(values, -1) for values in cells], 0)
+
+
+def interquartile_mean(cells):
+    """The mean of the middle half of all runs; each run counts the same."""
+    return stats.trim_mean(np.concatenate(cells, -1), 0.25, axis=-1)
+
+
+def improvement(ours, theirs):
+    """The probability that a run of ours scores higher than one of theirs in the same cell, a tie being
+    half; the mean over cells."""
+    chances = []
+    for one, other in zip(ours, theirs, strict=True):
+        one, other = np.asarray(one)[..., :, None], np.asarray(other)[..., None, :]
+        chances.append(np.mean((one > other) + (one == other) / 2, (-2, -1)))
+    return np.mean(chances, 0)
+
+
+def performance_profile(cells, thresholds):
+    """The share of runs above each threshold, (..., thresholds); the mean over cells."""
+    return np.mean([np.mean(np.asarray(values)[..., None] > thresholds, -2) for values in cells], 0)
+
+
+def stratified_interval(statistic, *groups, rng, resamples=2000):
+    """95 % interval of statistic(*groups), groups being lists of cells: (low, high), or None where a cell
+    has fewer than two seeds. Percentile bootstrap in which cells are the strata: the seeds of each are drawn
+    anew, and no cell is ever left out. Narrow when seeds are few: of normal values in 27 cells it covers the
+    mean 89 times in 100 with 3 seeds a cell, 93 times with 10."""
+    if not all(map(len, groups)) or any(len(values) < 2 for cells in groups for values in cells):
+        return None
+    drawn = [[np.asarray(values)[rng.integers(len(values), size=(resamples, len(values)))]
+              for values in cells] for cells in groups]
+    return tuple(np.percentile(statistic(*drawn), (2.5, 97.5), axis=0))

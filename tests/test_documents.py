@@ -54,10 +54,12 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])
 def test_make_accepts(fresh, command):
     words = shlex.split(command)[1:]
-    if not {"benchmark", "setup", "test"} & set(words):
+    if {"plan", "status"} & set(words):  # which start nothing
+        assert "to come: " in fresh("make", *words).stdout
+    elif not {"benchmark", "setup", "test", "videos"} & set(words):
         done = fresh("make", "-n", *words, check=False)
         assert done.returncode == 0, done.stderr
-        assert not set(words) - {"list", "help", "-k"} or "train.py" in done.stdout
+        assert "report" in words or not set(words) - {"list", "help", "-k"} or "train.py" in done.stdout
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("make ")])

@@ -1,5 +1,6 @@
 """The kit through make, as its users run it: both profiles, no network, a local server."""
 
+import concurrent.futures
 import csv
 import functools
 import http.server
@@ -12,6 +13,7 @@ import pytest
 from conftest import d4rl_arrays, make_kit, one_line, write_d4rl
 
 from kit.artifacts import load_provenance
+from tasks import METHODS
 
 NO_NETWORK = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "",
               "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
@@ -287,15 +289,101 @@ def test_help_and_list_need_no_packages(kit):
     assert all(f"hopper-medium-{ratio}" in listed for ratio in ("0.005", "0.01", "0.1", "1"))
 
 
-def test_the_launcher_stands_before_every_training_and_evaluation(kit):
-    plan = kit("make", "-n", CELL, "LAUNCH=srun -n1").stdout.splitlines()
+def test_the_launcher_stands_before_all_that_computes(kit):
+    plan = kit("make", "-n", CELL, "LAUNCH=srun -n1", "METHODS=lamo-lm0.1 dt").stdout.splitlines()
     staged = [line for line in plan if "train.py" in line or "evaluate.py mini" in line]
     assert len(staged) == 4 and all(line.startswith("srun -n1 ") for line in staged)
+    data = [line for line in plan if "prepare_data.py" in line]
+    assert [line.split("prepare_data.py ")[1].split()[0] for line in data] == [f"mini/{CELL}", "mini/text"]
+    assert all(line.startswith("srun -n1 ") for line in data)
+
+
+def test_the_launcher_knows_what_it_launches(kit):
+    (kit.folder / "launch").write_text('#!/bin/sh\necho "$1 $SLURM_JOB_NAME" >> launched\n')
+    (kit.folder / "launch").chmod(0o755)
+    kit("make", REACHER, "METHODS=dt", "SEEDS=3", "LAUNCH=./launch $(RUN)", check=False)
+    run = f"mini/{REACHER}/dt/seed3"
+    assert (kit.folder / "launched").read_text().splitlines() == [f"mini/{REACHER} mini/{REACHER}",
+                                                                  f"{run} {run}", f"{run} {run}"]
+
+
+def test_all_goes_on_when_one_fails_and_says_at_the_end_which_and_how_to_see_why(kit):
+    grid = (f"CELLS={REACHER}", "METHODS=lamo-medium dt", SHORT)
+    done = kit("make", "-k", "-j2", "all", *grid, check=False)
+    failed = f"mini/{REACHER}/lamo-medium/seed0"
+    lines = done.stdout.splitlines()
+    at = lines.index("1 failed:")
+    assert done.returncode != 0 and "data mean" in "".join(lines[:at])
+    assert failed in lines[at + 1] and "has no language model for lamo-medium" in lines[at + 1]
+    assert lines[at + 2].strip() == f"tail runs/{failed}/log.txt" and lines[at + 3].startswith("1 of 2 runs")
+    log = (kit.folder / f"runs/{failed}/log.txt").read_text().splitlines()
+    assert "has no language model for lamo-medium" in log[-2] and log[-1].startswith("--- exit code 1 ")
+
+    before = stamps(kit.folder)
+    said = kit("make", "status", *grid).stdout
+    assert "2 runs, 1 done, 1 failed, 0 waiting" in said and "exit code 1" in said
+    assert "| train: the mini profile has no language model" in said
+    said = kit("make", "plan", *grid, "SEEDS=0 1 2 3").stdout
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
+    assert rows["dt"][:3] == ["4", "1", "3"] and rows["lamo-medium"] == ["4", "0", "4", "4"]
+    assert "one run at a time, and 4 runs of kinds that have not been finished here" in said
+    assert stamps(kit.folder) == before
+
+    cost = json.loads((kit.folder / f"runs/mini/{REACHER}/dt/seed0/cost.json").read_text())
+    assert cost["training"]["steps"] == 4 and cost["evaluation"]["calls"] == 1 and cost["last"]["exit"] == 0
+    assert cost["wall"] == pytest.approx(cost["training"]["wall"] + cost["evaluation"]["wall"], abs=0.01)
+    assert cost["peak_memory"] > 1e8
+
+
+def test_two_makes_at_once_do_nothing_twice(kit):
+    grid = (REACHER, SHORT, "METHODS=dt")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        both = [done.result() for done in [pool.submit(kit, "make", *grid) for _ in range(2)]]
+    assert sum(done.stdout.count(" of 610,946 parameters") for done in both) == 1
+    assert sum("waits for process" in done.stdout for done in both) == 1
+    assert all("data mean" in done.stdout for done in both)
+
+
+def test_the_plan_of_the_full_grid_of_both_profiles_takes_seconds(kit):
+    every = (f"METHODS={' '.join(METHODS)}", "SEEDS=0 1 2", "PROFILE=mini paper")
+    kit("make", "list")
+    for word in ("plan", "status"):
+        start = time.time()
+        said = kit("make", word, *every).stdout
+        assert time.time() - start < 5
+        assert "runs, 0 done" in said and len(said.splitlines()) < 120
+    assert not (kit.folder / "runs").exists()
+
+
+def test_videos_are_of_the_tasks_that_have_a_finished_run(kit):
+    for run in ("reacher2d-medium-1/dt/seed0", "reacher2d-medium-0.3/dt/seed1", "pong-medium-1/bc/seed0"):
+        final = kit.folder / "runs" / "mini" / run / "final.safetensors"
+        final.parent.mkdir(parents=True)
+        final.touch()
+    lines = kit("make", "-n", "videos", "SEEDS=0 1", "LAUNCH=srun").stdout.splitlines()
+    films = [line for line in lines if "--video" in line]
+    assert len(films) == 1 and films[0].startswith("srun ")
+    assert films[0].endswith("mini/reacher2d-medium-0.3/dt/seed1 --video videos/mini/reacher2d-medium.gif")
+    assert "pong-medium: no finished run" in "".join(lines) and "reacher2d-medium: no" not in "".join(lines)
+    film = kit.folder / "videos" / "mini" / "reacher2d-medium.gif"
+    film.parent.mkdir(parents=True)
+    film.touch()
+    assert "--video" not in kit("make", "-n", "videos", "SEEDS=0 1").stdout  # it is there
+    assert "pong-medium-1/bc/seed0 --video" in kit("make", "-n", "videos", "METHODS=bc").stdout
+    said = kit("make", "videos", "PROFILE=paper").stdout.splitlines()
+    assert len(said) == 9 and all("no finished run of PROFILE=paper" in line for line in said)
+
+
+def test_tensorboard_is_only_an_option_of_training(kit):
+    plan = kit("make", "-n", CELL, "TENSORBOARD=1").stdout.splitlines()
+    assert len([line for line in plan if line.rstrip().endswith("--tensorboard")]) == 2
+    assert "--tensorboard" not in kit("make", "-n", CELL).stdout
 
 
 def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
     kit("make", CELL, SHORT)
-    kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*") if path.is_file()}
+    kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*")
+            if path.is_file() and path.name not in ("log.txt", "cost.json")}
     for path in kept:
         path.unlink()
     kit("make", "-j2", CELL, SHORT)
@@ -344,3 +432,29 @@ def test_a_planner_without_an_answer_is_no_plan(kit, words, said):
 def test_a_method_without_a_language_model_is_one_line_where_there_is_text_too(kit):
     line = one_line(kit("make", "kitchen-complete-0.3", SHORT, "METHODS=lamo-medium", check=False))
     assert "has no language model for lamo-medium" in line
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+def test_all_ends_in_the_report_also_when_a_cell_failed(kit):
+    """With one cell instead of 27, whose DT cannot be trained."""
+    tasks = kit.folder / "tasks.py"
+    tasks.write_text(tasks.read_text() + '\nTASKS = {"reacher2d-medium": TASKS["reacher2d-medium"] '
+                     '| {"ratios": ("0.1",)}}\n')
+    plan = kit("make", "-n", "all", SHORT).stdout
+    assert plan.count("train.py") == 2 and "paper.report" not in plan  # no results yet
+    assert "pip install" not in plan  # the packages were looked at once, in front
+    done = kit("make", "-k", "all", SHORT + " --no-such-word", check=False)
+    assert done.returncode and "report/" not in done.stdout and not (kit.folder / "report").exists()
+
+    broken = kit.folder / "runs/mini/reacher2d-medium-0.1/dt/seed0"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("not a folder")
+    done = kit("make", "-k", "all", SHORT, check=False)
+    assert done.returncode and "report report/mini.html" in done.stdout
+    text = (kit.folder / "report/mini.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| **reacher2d-medium** | 0.1 |"))
+    assert " seed's episodes" in row and row.split("|")[4].strip().startswith("missing")
+    before = stamps(kit.folder)
+    kit("make", "report")
+    assert changed(before, stamps(kit.folder)) == set()

@@ -1,7 +1,5 @@
 """plot.py: the paper's numbers as printed, the score's rule, the intervals, the table, the figure."""
 
-import csv
-
 import numpy as np
 import pytest
 from conftest import one_line
@@ -9,21 +7,17 @@ from conftest import one_line
 import plot
 import tasks
 from kit import artifacts, settings
+from kit.results import published
 from kit.statistics import summarise
 
 CELL = "mini/hopper-medium-0.01"
 METHODS = list(tasks.METHODS)
 
 
-def paper():
-    with open(plot.PAPER_SCORES, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def averages(methods, table, low):
     """Mean over the cells of one of the paper's tables: at ratio 1, or at all smaller ratios."""
-    rows = [row for row in paper() if row["table"] == table and (float(row["ratio"]) < 1) == low]
-    return [np.mean([float(row["mean"]) for row in rows if row["method"] == method]) for method in methods]
+    rows = [row for row in published() if row["table"] == table and (row["ratio"] < 1) == low]
+    return [np.mean([row["mean"] for row in rows if row["method"] == method]) for method in methods]
 
 
 @pytest.mark.parametrize("table, low, printed", [
@@ -44,7 +38,7 @@ def test_every_cell_has_the_papers_scores():
 
 
 def test_no_published_score_is_missing_or_listed_twice():
-    rows = [(row["task"], row["ratio"], row["method"], row["table"]) for row in paper()]
+    rows = [(row["task"], row["ratio"], row["method"], row["table"]) for row in published()]
     assert len(rows) == len(set(rows)) == 7 * (9 + 6 + 12) + 21
 
 

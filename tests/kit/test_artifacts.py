@@ -236,6 +236,20 @@ def test_csv_comes_back_and_a_cut_one_is_one_line(tmp_path):
         artifacts.read_csv(path, ("step", "return"))
 
 
+def test_a_logs_rows_are_in_the_file_as_they_come_but_not_a_thousand_times_a_second(tmp_path, monkeypatch):
+    now, path = [10.0], tmp_path / "train.csv"
+    monkeypatch.setattr(artifacts.time, "monotonic", lambda: now[0])
+    log, seen = artifacts.Log(path, 0), []
+    for step in range(1, 8):
+        log.add({"loss": float(step)})
+        assert log.row(step)["loss"] == f"{step}"
+        now[0] += 0.4
+        seen.append(len(artifacts.read_csv(path, ("step", "loss"))))
+    assert seen == [1, 1, 1, 4, 4, 4, 7]
+    log.save()
+    assert len(artifacts.read_csv(path, ("step", "loss"))) == 7
+
+
 def test_a_log_averages_what_was_added_and_keeps_a_resumed_runs_rows(tmp_path):
     path = tmp_path / "train.csv"
     log = artifacts.Log(path, 0)

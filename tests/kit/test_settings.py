@@ -180,7 +180,7 @@ def test_every_setting_can_be_overridden_and_a_wrong_word_is_one_line():
     known = vars(parser.parse_args([RUN]))
     for name in {*tasks.DEFAULTS, *tasks.SEQUENCE, *tasks.BASELINE} - {*settings.NATURE, "mini"}:
         assert known.pop(name) is None, name
-    assert set(known) == {"run", "device", "replace", "fresh", "target_returns"}
+    assert set(known) == {"run", "device", "replace", "fresh", "target_returns", "tensorboard"}
     given = parser.parse_args([RUN, "--lr", "1e-3", "--no-quick_init", "--target_returns", "5", "4"])
     assert (given.lr, given.quick_init, given.target_returns) == (1e-3, False, [5.0, 4.0])
     for words, said in (((RUN, "--nonsense", "1"), "--nonsense"), ((RUN, "--steps", "many"), "many"),

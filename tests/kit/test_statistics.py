@@ -1,11 +1,21 @@
 """kit/statistics.py: the score's rule and the intervals."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 from test_plot import make_rows
 
-from kit.statistics import interval, summarise
+from kit.statistics import (
+    improvement,
+    interquartile_mean,
+    interval,
+    mean_of_cells,
+    performance_profile,
+    stratified_interval,
+    summarise,
+)
 
 
 def test_the_score_is_the_mean_of_the_last_evaluations_at_the_largest_target():
@@ -57,3 +67,70 @@ def test_intervals_cover_the_mean_as_often_as_the_manual_says():
     for over in ("seeds", "episodes"):
         assert interval([3.0], over) is None and interval([3.0, np.nan], over) is None
         assert interval([3.0, 3.0], over) == (3.0, 3.0)
+
+
+# --- over many cells: rliable's published test values --------------------------------------------
+# rliable's matrices are runs x tasks; a row here is a task.
+
+X, Y = np.array([[1, 2, 1, 2], [2, 2, 1, 1]]), np.array([[1, 2, 3], [1, 2, 3]])
+RISING = np.arange(80).reshape(5, 16).T  # its library_test: 16 tasks, 5 runs, and the same turned round
+
+
+def test_interquartile_mean_and_mean_are_rliables():
+    assert interquartile_mean(X) == mean_of_cells(X) == 1.5
+    assert interquartile_mean(Y) == mean_of_cells(Y) == 2
+    # of cells with unlike numbers of seeds each run counts the same, as in one long list
+    assert interquartile_mean([[0, 1], [2, 3, 4, 5, 90, 100]]) == stats.trim_mean(
+        [0, 1, 2, 3, 4, 5, 90, 100], 0.25) == 3.5
+
+
+def test_probability_of_improvement_is_rliables():
+    assert improvement(X, Y) == pytest.approx(1 / 3) and improvement(Y, X) == pytest.approx(2 / 3)
+    assert improvement(RISING, RISING[:, ::-1]) == improvement(X, X) == 0.5
+    for ours, theirs in ((X[0], Y[0]), ([1.0, 5.0, 5.0], [5.0, 2.0])):  # a Mann-Whitney U, as in rliable
+        u = stats.mannwhitneyu(ours, theirs, alternative="greater").statistic
+        assert improvement([ours], [theirs]) == pytest.approx(u / (len(ours) * len(theirs)))
+
+
+def test_performance_profiles_fall_from_one_to_none():
+    thresholds = np.array([-1, 0.0, 0.25, 0.5, 1.0, 39.5, 79.0])
+    share = performance_profile(RISING, thresholds)
+    assert share == pytest.approx([(RISING > threshold).mean() for threshold in thresholds])
+    assert share[0] == 1 and share[-1] == 0 and sorted(share, reverse=True) == share.tolist()
+
+
+def test_stratified_intervals_hold_the_estimate_and_are_reproducible():
+    for statistic, groups in ((interquartile_mean, [RISING]), (mean_of_cells, [RISING]),
+                              (improvement, [RISING, RISING[:, ::-1]])):
+        low, high = stratified_interval(statistic, *groups, rng=np.random.default_rng(0))
+        assert low < statistic(*groups) < high
+        assert (low, high) == stratified_interval(statistic, *groups, rng=np.random.default_rng(0))
+        assert (low, high) != stratified_interval(statistic, *groups, rng=np.random.default_rng(1))
+
+
+def test_a_stratified_interval_is_the_percentiles_of_all_resamples():
+    """Two cells of two and three seeds: 4 x 27 resamples are equally likely."""
+    cells = [[10.0, 30.0], [20.0, 60.0, 70.0]]
+    every = [np.mean([np.mean(one), np.mean(other)]) for one in itertools.product(cells[0], repeat=2)
+             for other in itertools.product(cells[1], repeat=3)]
+    found = stratified_interval(mean_of_cells, cells, rng=np.random.default_rng(0), resamples=20_000)
+    assert np.allclose(found, np.percentile(every, (2.5, 97.5)), atol=1.5)  # of 33
+    # cells are strata: what differs between them alone is no doubt about their mean
+    assert stratified_interval(mean_of_cells, [[1.0, 1.0], [99.0, 99.0]],
+                               rng=np.random.default_rng(0)) == (50, 50)
+
+
+def test_one_seed_in_a_cell_has_no_interval_over_cells():
+    for groups in ([[[1.0, 2.0], [3.0]]], [[]], [[[1.0, 2.0]], [[1.0]]]):
+        assert stratified_interval(lambda *cells: 0.0, *groups, rng=np.random.default_rng(0)) is None
+
+
+def test_stratified_intervals_of_a_mean_over_many_cells_cover_it():
+    """As often as the manual says, which is not 95 %: the percentiles of few values are narrow."""
+    for seeds, least, most in ((3, 0.84, 0.93), (10, 0.89, 0.97)):
+        rng, hits = np.random.default_rng(0), 0
+        for _ in range(300):
+            cells = rng.normal(5, 2, (27, seeds))
+            low, high = stratified_interval(mean_of_cells, cells, rng=rng, resamples=300)
+            hits += low <= 5 <= high
+        assert least < hits / 300 < most

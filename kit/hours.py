@@ -1,0 +1,84 @@
+"""How long runs take: from the times of finished ones, which kit.watch wrote beside them.
+
+    times = measured()
+    seconds = seconds_left(config, times, trained=0, now={})        # None: none of its kind has been finished
+
+reads   runs/RUN/: cost.json, config.json, eval.json
+
+A run's kind is its profile, task and method, else profile, suite and method, with the same sizes of batch and
+network. Standard library only.
+"""
+
+import collections
+import contextlib
+import math
+import statistics
+from pathlib import Path
+
+from kit.lock import read_json
+
+# what a step's time depends on, beside profile, task and method
+COSTLY = ("batch_size", "context", "lm", "trunk", "train", "lora_rank", "lm_weight", "lm_batch_size",
+          "lm_block", "hidden", "hidden_layers")
+
+
+def episodes_of(config):
+    """Of its whole evaluation."""
+    return math.ceil(config["steps"] / config["eval_every"]) * len(
+        config.get("target_returns") or (None,)) * config["episodes"]
+
+
+def kinds(config):
+    """What a run's time is looked up by, the closest first."""
+    costly = tuple(str(config.get(name)) for name in COSTLY)
+    return [(config["profile"], config[scope], config["method"], *costly) for scope in ("task", "suite")]
+
+
+def measured():
+    """{(stage, kind): [(seconds until its first step, seconds a training step or an episode)]}, of the
+    trainings and of the evaluations that have ended."""
+    times = collections.defaultdict(list)
+    for path in Path("runs").glob("*/*/*/seed*/cost.json"):
+        folder, cost = path.parent, read_json(path)
+        config = read_json(folder / "config.json") | read_json(folder / "eval.json")
+        ended = {"training": folder / "final.safetensors", "evaluation": folder / "eval.csv"}
+        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):  # another kit's
+            for stage, last in ended.items():
+                took = cost.get(stage, {"calls": 0})
+                if took["calls"] and last.exists():
+                    units = took["steps"] if stage == "training" else episodes_of(config)
+                    sample = (took["wall"] - took["seconds"]) / took["calls"], took["seconds"] / units
+                    for kind in kinds(config):
+                        times[stage, kind].append(sample)
+    return times
+
+
+def median(times, stage, config):
+    """The middle (start, unit) of the closest kind; None if there is none."""
+    samples = next((times[stage, kind] for kind in kinds(config) if (stage, kind) in times), None)
+    return samples and tuple(map(statistics.median, zip(*samples, strict=True)))
+
+
+def seconds_left(config, times, trained=0, now=None):
+    """What is left of a run of which `trained` steps are done, None if that is not known. The evaluation of
+    a run still to be trained is not counted where it is not known.
+    now: the progress.json of one that runs."""
+    training, evaluation = (median(times, stage, config) for stage in ("training", "evaluation"))
+    playing = evaluation and evaluation[0] + evaluation[1] * episodes_of(config)
+    if now and now["unit"] != "step":
+        return playing if now["left"] is None else now["left"]
+    if trained == config["steps"]:
+        return playing
+    if not training:
+        return None
+    start, step = training
+    left = step * (config["steps"] - now["done"]) if now else start + step * (config["steps"] - trained)
+    return left + (playing or 0.0)
+
+
+def spell(seconds):
+    """"42 s", "7.8 min", "3.1 h", "2.4 days"."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

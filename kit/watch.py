@@ -1,0 +1,257 @@
+"""Stands before a stage that works on one run or one cell: one process at a time, with a log and its cost.
+
+    python -m kit.watch train.py mini/hopper-medium-0.01/lamo/seed0 --steps 50
+    python -m kit.watch prepare_data.py paper/hopper-medium-0.01 --data /d4rl
+
+reads   $GPUS, how many GPUs this machine has: the stage gets one that is free, as $CUDA_VISIBLE_DEVICES
+writes  runs/NAME/log.txt       all that was printed, of every call, and its exit code
+        runs/NAME/cost.json     wall and CPU seconds, peak memory in bytes, steps a second, over all calls
+        runs/NAME/running.json  the lock, while it runs (kit/lock.py). Whoever finds one waits, and then the
+                                stage finds its work done.
+        runs/NAME/progress.json what kit.progress says, while it runs
+Of a cell's data log.txt stays only when they failed.
+
+SIGTERM and its like are passed on; Ctrl-C
+reaches the stage by itself. Where a terminal watches, the stage's bars see one, too.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import pty
+import resource
+import selectors
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from pathlib import Path
+
+from kit import fail
+from kit.lock import clock, held, read_json, who, write_json
+
+PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+STAGES = {"train": "training", "baselines": "training", "evaluate": "evaluation", "prepare_data": "data"}
+POLL = 0.5  # seconds between two looks for a free GPU
+
+
+# --- a GPU -------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def a_gpu(wanted):
+    """(what CUDA_VISIBLE_DEVICES has to be, the file whose flock holds it), of this machine's GPUs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = (visible.split(",") if visible else [str(n) for n in range(wanted)])[:wanted]
+    folder = Path(tempfile.gettempdir()) / f"lamo-gpus-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    while True:
+        for name in names:
+            with open(folder / name.strip().replace("/", "-"), "a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield name.strip(), file
+                return
+        time.sleep(POLL)
+
+
+# --- the stage -----------------------------------------------------------------------------------
+
+class Log:
+    """log.txt: whole lines of both streams; of a bar that is drawn over and over, what it was at last."""
+
+    def __init__(self, path):
+        self.file, self.pending = open(path, "ab"), {}
+
+    def say(self, text):
+        self.file.write(f"--- {text}\n".encode())
+        self.file.flush()
+
+    def add(self, stream, data):
+        *lines, rest = (self.pending.get(stream, b"") + data).split(b"\n")
+        for line in lines:
+            self.file.write(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
+        self.pending[stream] = rest[max(rest.rstrip(b"\r").rfind(b"\r"), 0):]
+        self.file.flush()
+
+    def close(self, text):
+        """With a last line of ours."""
+        for rest in self.pending.values():
+            if rest:
+                self.file.write(rest.strip(b"\r") + b"\n")
+        self.say(text)
+        self.file.close()
+
+
+def streams():
+    """(read end, write end) for the stage's stderr: a terminal if ours is one, else a pipe."""
+    if not sys.stderr.isatty():
+        return os.pipe()
+    ours, theirs = pty.openpty()
+    modes = termios.tcgetattr(theirs)
+    modes[1] &= ~termios.OPOST  # the true terminal does that
+    termios.tcsetattr(theirs, termios.TCSANOW, modes)
+    size = fcntl.ioctl(sys.stderr, termios.TIOCGWINSZ, bytes(8))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    return ours, theirs
+
+
+def die_with_parent():
+    """In the stage, before it starts: SIGTERM if its watcher is killed, so that no run goes on unwatched."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def start(command, environment, kept_open):
+    """The stage, and {what is read of it: where that goes}."""
+    (out, out_end), (err, err_end) = os.pipe(), streams()
+    process = subprocess.Popen([sys.executable, *command], env=os.environ | environment, stdout=out_end,
+                               stderr=err_end, pass_fds=kept_open, preexec_fn=die_with_parent)
+    os.close(out_end)
+    os.close(err_end)
+    return process, {out: 1, err: 2}
+
+
+def copy(process, ends, log):
+    """All that the stage prints to our streams and to the log, until it has ended."""
+    with selectors.DefaultSelector() as selector:
+        for end in ends:
+            selector.register(end, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(0.5)
+            if not ready and process.poll() is not None:
+                break  # what it started and left behind has the other end
+            for key, _ in ready:
+                try:
+                    data = os.read(key.fd, 1 << 16)
+                except OSError:  # so a terminal's other end says that nobody has it any more
+                    data = b""
+                if not data:
+                    selector.unregister(key.fd)
+                    continue
+                log.add(key.fd, data)
+                with contextlib.suppress(OSError):  # whoever watched has gone: the run goes on
+                    os.write(ends[key.fd], data)
+    return process.wait()
+
+
+# --- what it took ------------------------------------------------------------------------------
+
+def add_cost(folder, stage, more):
+    """Add a call to runs/NAME/cost.json: to its stage, and to the run."""
+    cost = read_json(folder / "cost.json")
+    for total in (cost, cost.setdefault(stage, {})):
+        for name in ("wall", "cpu", "calls"):
+            total[name] = round(total.get(name, 0) + more[name], 3)
+        total["peak_memory"] = max(total.get("peak_memory", 0), more["peak_memory"])
+    part = cost[stage]
+    part["steps"] = part.get("steps", 0) + more["steps"]
+    part["seconds"] = round(part.get("seconds", 0) + more["seconds"], 3)
+    part["steps_per_second"] = round(part["steps"] / part["seconds"], 4) if part["seconds"] else None
+    cost["last"] = {name: more[name] for name in ("exit", "ended", "host")} | {"stage": stage}
+    write_json(folder / "cost.json", cost)
+
+
+def steps_of(folder):
+    """How many steps the loop has made, in how many seconds, without its start."""
+    progress = read_json(folder / "progress.json")
+    return {"steps": progress.get("done", 0) - progress.get("first", 0),
+            "seconds": round(progress.get("seconds", 0.0), 3)}
+
+
+def took(began):
+    """What the call took, as add_cost wants it."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"wall": time.monotonic() - began, "cpu": usage.ru_utime + usage.ru_stime, "calls": 1,
+            "peak_memory": usage.ru_maxrss * unit}
+
+
+def code_of(returncode):
+    """(what a shell would say, in words)."""
+    if returncode >= 0:
+        return returncode, f"exit code {returncode}"
+    return 128 - returncode, f"exit code {128 - returncode} ({signal.Signals(-returncode).name})"
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+def on_signals(numbers, handler):
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, handler)
+
+
+def give_up(number, _):
+    sys.exit(128 + number)
+
+
+def watched(command, folder, gpus, lock, log):
+    """Run the stage with the lock held; returns its exit code as subprocess has it."""
+    with contextlib.ExitStack() as stack:
+        environment, kept_open = {"PYTHONUNBUFFERED": "1", "LAMO_PROGRESS": str(folder / "progress.json")}, ()
+        if gpus and lock.owner["stage"] != "data":
+            environment["CUDA_VISIBLE_DEVICES"], file = stack.enter_context(a_gpu(gpus))
+            kept_open = (file.fileno(),)
+        process, ends = start(command, environment, kept_open)
+        on_signals(PASSED_ON, lambda number, _: process.send_signal(number))
+        on_signals((signal.SIGINT,), lambda *_: None)  # the terminal has sent it to the stage, too
+        lock.covers(process.pid, gpu=environment.get("CUDA_VISIBLE_DEVICES"))
+
+        def lost():
+            log.say(f"another process has taken {folder} over; this one ends")
+            process.terminate()
+
+        lock.beat_until_released(lost)
+        return copy(process, ends, log)
+
+
+def remember_the_lost(left, folder, log):
+    """An attempt that could not write down its own end: when its heart beat last is known."""
+    log.say(f"{who(left)} is gone and left no exit code")
+    wall = max(0.0, left["beat"] - left.get("began", left["beat"]))
+    add_cost(folder, left.get("stage", "training"), steps_of(folder) | {
+        "wall": wall, "cpu": 0, "peak_memory": 0, "calls": 1, "exit": None, "ended": clock(),
+        "host": left.get("host")})
+
+
+def main(command, gpus):
+    if len(command) < 2 or not command[0].endswith(".py"):
+        fail("give a stage and what it works on: python -m kit.watch train.py PROFILE/CELL/METHOD/seedN")
+    if gpus and not (gpus.isdigit() and int(gpus)):
+        fail(f"GPUS={gpus} is no number of GPUs")
+    name, stage = command[1].strip("/").removeprefix("runs/"), STAGES.get(Path(command[0]).stem, "data")
+    folder = Path("runs") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    on_signals((*PASSED_ON, signal.SIGINT), give_up)  # until the stage is there
+    with held(name, folder, stage) as (lock, left):
+        log, began = Log(folder / "log.txt"), time.monotonic()
+        if left:
+            remember_the_lost(left, folder, log)
+        log.say(f"{clock()}, process {os.getpid()} on {lock.owner['host']}: {shlex.join(command)}")
+        progress = folder / "progress.json"
+        progress.unlink(missing_ok=True)
+        try:
+            try:
+                code = watched(command, folder, int(gpus or 0), lock, log)
+            except SystemExit as stop:  # a signal before the stage was there
+                code = stop.code
+            code, said = code_of(code)
+            log.close(f"{said} after {time.monotonic() - began:.1f} s, {clock()}")
+            add_cost(folder, stage, took(began) | steps_of(folder) | {
+                "exit": code, "ended": clock(), "host": lock.owner["host"]})
+        finally:
+            progress.unlink(missing_ok=True)
+        if stage == "data" and code == 0:
+            for file in ("log.txt", "cost.json"):
+                (folder / file).unlink(missing_ok=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ.get("GPUS", "").strip()))

@@ -1,0 +1,154 @@
+"""What is known of each cell and method of a profile.
+
+    cells, troubles = gather("mini")
+    cells["hopper-medium-0.01"]["lamo"]["score"]
+
+reads   results/PROFILE/*.csv; runs/PROFILE/*/*/seedN/config.json and cost.json, where they are there
+
+A line is what kit.statistics.summarise says of a method in a cell, and beside it
+    values, best_values   a score a seed, at the largest target and at the authors' best one
+    deviation             over the seeds' scores (n - 1); None for one seed
+    curve                 (share of the training, mean score, deviation or None) for each evaluation
+    profile, data, data_episodes, data_score, episodes    of its rows; episodes of an evaluation and target
+    records               {seed: config.json}, as far as the runs are there
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+import tasks
+from kit import artifacts, settings
+from kit.results import load_results
+from kit.statistics import summarise
+
+MAIN = ("lamo", "dt", "wiki", "cql", "iql", "td3bc", "bc")  # the columns of the paper's tables
+NAMES = {"lamo": "LaMo", "dt": "DT", "wiki": "Wiki-RL", "cql": "CQL", "iql": "IQL", "td3bc": "TD3+BC",
+         "bc": "BC", "bcq": "BCQ", "nfq": "NFQ"}
+DOMAINS = {"Kitchen": ("kitchen",), "MuJoCo and Reacher2d": ("mujoco", "reacher2d"),
+           "Atari": ("atari",)}  # of the paper's figure 1
+
+
+def name_of(method):
+    """As the paper prints it; ablations as one types them."""
+    return NAMES.get(method, method)
+
+
+def domain_of(cell):
+    suite = tasks.TASKS[cell.rpartition("-")[0]]["suite"]
+    return next(domain for domain, suites in DOMAINS.items() if suite in suites)
+
+
+def gather(profile):
+    """({cell: {method: line}}, ["what could not be read", ...]), cells in the order of tasks.py."""
+    cells, troubles = {}, []
+    for path in sorted(Path("results", profile).glob("*.csv")):
+        rows = attempt(troubles, load_results, f"{profile}/{path.stem}")
+        if rows:
+            cells[path.stem] = {line["method"]: line | more_of(line, rows, troubles)
+                                for line in summarise(rows)}
+    order = list(tasks.TASKS)
+    return dict(sorted(cells.items(), key=lambda item: (order.index(item[0].rpartition("-")[0]),
+                                                        float(item[0].rpartition("-")[2])))), troubles
+
+
+def attempt(troubles, function, *arguments):
+    """function(*arguments); None, and its message in troubles, if it ends the program: one damaged file
+    shall not hide what all others say."""
+    try:
+        return function(*arguments)
+    except SystemExit as stop:
+        troubles.append(str(stop.code).partition(": ")[2])
+
+
+def more_of(line, rows, troubles):
+    """What the module's docstring names, for a line of the table and the rows of its cell."""
+    rows = [row for row in rows if row["method"] == line["method"]]
+    first, own = rows[0], [row for row in rows if row["target_return"] == line["target"]]
+    values = {target: scores if line["over"] == "seeds" else [float(np.mean(scores))]
+              for target, scores in line["scores"].items()}
+    ours, best = values[line["target"]], values[line["best_target"]]
+    folder = Path("runs", first["profile"], f"{first['task']}-{first['ratio']:g}", line["method"])
+    return {"values": np.array(ours), "best_values": np.array(best),
+            "deviation": deviation(ours), "best_deviation": deviation(best),
+            "curve": curve(own), "episodes": len({row["episode"] for row in own}),
+            **{name: first[name] for name in ("profile", "data_episodes", "data_score")},
+            "data": ", ".join(sorted({row["data"] for row in rows})),
+            "records": records(folder, troubles)}
+
+
+def deviation(values):
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def curve(rows):
+    """[(share of the training, mean score, deviation), ...] at the steps that every seed has."""
+    scores = {}
+    for row in rows:
+        scores.setdefault(row["step"], {}).setdefault(row["seed"], []).append(row["normalized_score"])
+    seeds, last = {row["seed"] for row in rows}, max(max(scores), 1)
+    points = []
+    for step in sorted(scores):
+        if set(scores[step]) == seeds:
+            means = [float(np.mean(values)) for values in scores[step].values()]
+            points.append((step / last, float(np.mean(means)), deviation(means)))
+    return points
+
+
+def records(folder, troubles):
+    """{seed: config.json, with what cost.json says as "cost"} of a method's runs that are there."""
+    found = {}
+    for path in sorted(folder.glob("seed*/config.json")):
+        if not path.parent.name[4:].isdigit():
+            continue
+        record = attempt(troubles, artifacts.read_json, path, "the report does without it")
+        cost = path.with_name("cost.json")
+        if record is not None:
+            if cost.exists():
+                record["cost"] = attempt(troubles, artifacts.read_json, cost, "the report does without it")
+            found[int(path.parent.name[4:])] = record
+    return found
+
+
+def cost_of(line):
+    """What a line's runs took together, as far as cost.json says so: {"runs" that do, "wall" and "cpu"
+    seconds, "peak_memory" bytes of the largest}."""
+    costs = [line["records"].get(seed, {}).get("cost") for seed in line["seeds"]]
+    costs = [cost for cost in costs if isinstance(cost, dict) and isinstance(cost.get("wall"), int | float)]
+
+    def values(name):
+        return [cost[name] for cost in costs if isinstance(cost.get(name), int | float)]
+
+    return {"runs": len(costs), "wall": sum(values("wall")), "cpu": sum(values("cpu")),
+            "peak_memory": max(values("peak_memory"), default=0)}
+
+
+def line_for(cells, cell, method):
+    """The line of a method in a cell. An ablation that was not run, because LaMo's settings are its own
+    there, is LaMo's line; None if there is neither."""
+    lines = cells.get(cell, {})
+    if method not in lines and "lamo" in lines and is_lamo(lines["lamo"]["profile"], cell, method):
+        return lines["lamo"]
+    return lines.get(method)
+
+
+@functools.cache
+def is_lamo(profile, cell, method):
+    """Whether a method's settings in a cell are LaMo's: lamo-linear on Hopper."""
+    if method not in tasks.METHODS or settings.missing(cell.rpartition("-")[0], method):
+        return False
+    own, lamo = (settings.configuration(f"{profile}/{cell}/{name}/seed0") for name in (method, "lamo"))
+    return own | {"method": "lamo"} == lamo
+
+
+def facts(lines):
+    """What a caption says of the lines shown: seeds, episodes, data."""
+    lines = list(lines)
+    seeds = sorted({seed for line in lines for seed in line["seeds"]})
+    counts = sorted({len(line["seeds"]) for line in lines})
+    episodes, data = sorted({line["episodes"] for line in lines}), sorted({line["data"] for line in lines})
+    shown = ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
+    said = "" if len(counts) == 1 else f" ({counts[0]} to {counts[-1]} of them a method and cell)"
+    return (f"Seed{'s' * (len(seeds) != 1)} {' '.join(map(str, seeds))}{said}; "
+            f"{' or '.join(map(str, episodes))} episodes an evaluation; data {shown}.")

@@ -1,0 +1,102 @@
+"""The paper's tables and figures from result CSVs alone: `make report`.
+
+    python -m paper.report mini
+    python -m paper.report paper
+
+reads   results/PROFILE/*.csv, paper/scores.csv; for provenance runs/PROFILE/*/*/seedN/config.json and
+        cost.json, where they are there
+writes  report/PROFILE.html, one page with everything in it; report/PROFILE.md, the same as Markdown;
+        report/PROFILE/*.png and *.svg, the figures
+
+Nothing is trained or played. Equal results give equal bytes. A results file that cannot be used is named at
+the top of the page, its cell is missing, and the command ends with 1.
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+from kit import fail, settings
+from tasks import PROFILES
+
+OPTIONS = settings.Options(__doc__)
+OPTIONS.add_argument("profile", choices=PROFILES, help=" or ".join(PROFILES))
+if __name__ == "__main__":
+    ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
+
+import matplotlib
+
+from kit import artifacts
+from paper import tables
+from paper.figures import LOOKS, SUITES, draw_all
+from paper.grid import cost_of, gather
+from paper.page import Picture, html, markdown
+from paper.provenance import provenance_table
+
+MINI = ("This is the mini profile: small data that the kit plays itself, a small language model of its own, "
+        "and a short training. It shows that the code works. These are not the paper's numbers and cannot be "
+        "compared with them; those marked \"paper\" are the paper's, from its own data and GPT-2.")
+
+
+ORDER = ("bars", *(f"table-{number}" for number in tables.TITLES), "other", "ratios", "statistics",
+         "profiles", "ablations", "ablation-scores", *(f"curves-{suite}" for suite in SUITES), "provenance")
+
+
+def save_figures(figures, folder):
+    """PNG and SVG of each; returns the pictures for the page."""
+    pictures = []
+    for name, (title, figure, caption) in figures.items():
+        with matplotlib.rc_context(LOOKS):
+            figure.draw_without_rendering()  # the layout, once for both files
+            figure.set_layout_engine("none")
+            for suffix, more in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
+                artifacts.write_whole(folder / f"{name}{suffix}", functools.partial(figure.savefig, **more))
+        pictures.append(Picture(name, title, caption, (folder / f"{name}.svg").read_bytes()))
+    return pictures
+
+
+def head_of(profile, cells, troubles, provenance):
+    """What stands at the top: what the numbers are, how much of the grid they cover, what went wrong."""
+    lines = [line for of_cell in cells.values() for line in of_cell.values()]
+    every = settings.cells()
+    costs = [cost_of(line) for line in lines]
+    timed, wall, cpu = (sum(cost[name] for cost in costs) for name in ("runs", "wall", "cpu"))
+    runs = sum(len(line["seeds"]) for line in lines)
+    wary = sum(1 for row in provenance.groups[0].rows if row[-1].order)
+    head = [("note", MINI)] if profile == "mini" else []
+    changed = sorted({line["changed"] for line in lines if line["changed"]})
+    if changed:
+        head.append(("warning", f"Settings that are not those of the runs' names: {'; '.join(changed)}"))
+    head += [("warning", trouble) for trouble in troubles]
+    took = f" {timed} took {wall / 3600:.1f} hours ({cpu / 3600:.1f} of CPU) together." if timed else ""
+    head.append(("about", f"{len({*every} & {*cells})} of the paper's {len(every)} cells have results, "
+                          f"from {runs} runs of {len({line['method'] for line in lines})} methods.{took} "
+                          f"{wary} of {len(lines)} rows of provenance have something to be wary of."))
+    return head
+
+
+def main(args):
+    profile, folder = args.profile, Path("report") / args.profile
+    cells, troubles = gather(profile)
+    if not cells:
+        fail(troubles[0] if troubles else f"results/{profile} holds no results; make some: make "
+             f"hopper-medium-0.01{'' if profile == 'mini' else f' PROFILE={profile}'}")
+    provenance = provenance_table(cells)
+    shown = [*(tables.paper_table(cells, number) for number in tables.TITLES), tables.other_table(cells),
+             tables.ablation_table(cells), tables.statistics_table(cells), provenance]
+    title, head = f"LaMo: the {profile} profile", head_of(profile, cells, troubles, provenance)
+    sections = sorted([*save_figures(draw_all(cells, profile), folder),
+                       *(table for table in shown if table and table.groups)],
+                      key=lambda section: ORDER.index(section.name))
+    for suffix, text in ((".html", html(title, head, sections)),
+                         (".md", markdown(title, head, sections, profile))):
+        artifacts.write_whole(folder.with_suffix(suffix),
+                              lambda part, text=text: part.write_text(text, encoding="utf-8"))
+    print(f"report {folder}.html   {folder}.md   figures {folder}/")
+    for trouble in troubles:
+        print(f"not in it: {trouble}", file=sys.stderr)
+    return bool(troubles)
+
+
+if __name__ == "__main__":
+    sys.exit(main(ARGS))
