@@ -20,7 +20,7 @@ arrays that finished runs were trained on are replaced by others only with --rep
 
 import os
 
-from kit import fail
+from kit import fail, signals
 from kit.settings import Options, configuration, parse_cell, run_name
 
 OPTIONS = Options(__doc__)
@@ -34,6 +34,7 @@ OPTIONS.add_argument("--timeout", type=float, default=20.0, help="seconds to wai
 OPTIONS.add_argument("--replace", action="store_true", help="other data than finished runs were trained on")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a moment
 
 import json

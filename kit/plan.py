@@ -74,7 +74,7 @@ def words_of(run, overrides, make):
     config = settings.configuration(run, **overrides)
     folder = Path("runs") / run
     finished = (folder / "final.safetensors").exists()
-    kept = finished or (folder / "state.safetensors").exists()
+    kept = finished or any(folder.glob("state*.safetensors"))
     anew = bool(make["REPLACE"] or make["FRESH"])
     if kept and not anew and (differs := why_another(folder, config, make)):
         settings.fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which "
@@ -91,7 +91,7 @@ def words_of(run, overrides, make):
 def why_another(folder, config, make):
     """In what a run that is there is another one than is asked for: [] if in nothing."""
     recorded = read(folder / "config.json")
-    differs = settings.differences(recorded, config, without=settings.EVALUATION)
+    differs = settings.differences(recorded, config, without=(*settings.EVALUATION, *settings.KEEPING))
     text = (recorded.get("text") or {}).get("text")
     if make["TEXT"] and text and Path(make["TEXT"]).name != text:
         differs.append(f"text is {text}, not {make['TEXT']}")

@@ -19,6 +19,8 @@ from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, SEQUENCE
 EVALUATION = ("episodes", "at_once", "target_returns", "score_window")
 # What may change when a killed run goes on elsewhere.
 MACHINE = ("code", "torch", "numpy", "device", "threads")
+# How a run is kept while it trains, which changes nothing of it.
+KEEPING = ("state_every",)
 # What a task or a method is, and nobody sets.
 NATURE = ("kind", "pixels", "discrete", "released")
 
@@ -142,7 +144,7 @@ def changed(run, recorded):
     """"steps=6 lm=/toy": the settings in which a run differs from what its name stands for."""
     meant = json.loads(json.dumps(configuration(run)))
     return " ".join(f"{name}={json.dumps(recorded.get(name)).strip(chr(34))}" for name, value in meant.items()
-                    if recorded.get(name) != value and name != "dtype")  # which is the machine's
+                    if recorded.get(name) != value and name not in ("dtype", *KEEPING))  # the machine's
 
 
 # --- the command line --------------------------------------------------------------------------

@@ -1,19 +1,19 @@
-"""SIGTERM and SIGINT end a stage where little is lost: one line, no traceback, and the exit code of a shell.
+"""SIGTERM, SIGINT and SIGHUP end a stage where little is lost: one line, no traceback, a shell's exit code.
 
     if __name__ == "__main__":
         signals.catch()                      # before the imports that take seconds
     ...
-    with signals.held():                     # in here a signal waits until it is asked for
+    with signals.held():                     # or @signals.held(): here a signal waits until it is asked for
         for step in steps:
             ...
             if signals.asked():
                 save()
-                signals.leave("state of step 37 saved")
+                signals.leave("the state of step 37 is saved")
 
 Outside of held() a signal ends the program at once, through every `finally`: files are written whole, and
 what is not written yet is made again by the same command. The exit code is 143 after SIGTERM, 130 after
-SIGINT. A second signal changes nothing: one Ctrl-C, or one word of a scheduler, may come on two ways.
-Standard library only.
+SIGINT, 129 after SIGHUP. A second signal changes nothing: one Ctrl-C, or one word of a scheduler, may come on
+two ways. Standard library only.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import signal
 import sys
 from pathlib import Path
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 first = None      # the number of the first signal that came
 holding = False   # whether it waits

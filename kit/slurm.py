@@ -13,7 +13,7 @@ A job that gets SIGTERM while it runs (pre-emption, or two minutes before --time
 run saves its state, the job queues itself again, and goes on there. A job that was cancelled stays so, and so
 does one that failed; what waits for it is cancelled, too. The next `make sbatch` hands them in again.
 
-reads   make's variables PROFILE METHODS SEEDS LM DATA TEXT ARGS REPLACE FRESH, and
+reads   make's variables PROFILE METHODS SEEDS LM DATA TEXT ARGS REPLACE FRESH TENSORBOARD, and
             THREADS  processors of a job; 1 if it is empty
             SBATCH   more options of sbatch, as its manual has them
             ARRAY    the largest array; what Slurm allows if it is empty
@@ -57,14 +57,15 @@ def jobs_of(cells, make):
     runs = [name for what, name in words if what == "run"]
     anew = ["--fresh"] if make["FRESH"] else ["--replace"] if make["REPLACE"] else []
     replace = ["--replace"] if anew else []
+    events = ["--tensorboard"] if os.environ.get("TENSORBOARD") else []
     given = ["--data", make["DATA"]] if make["DATA"] else []
     before = {cell: [["prepare_data.py", cell, *given, *replace]] for what, cell in words if what == "data"}
     missing = {}
     for run in runs:
         profile, _, _, method, _ = settings.parse_run(run)
         lm = ["--lm", make["LM"]] if make["LM"] and settings.takes_lm(profile, method) else []
-        options = [*lm, *shlex.split(make["ARGS"])]
-        training = ["baselines.py" if settings.is_baseline(method) else "train.py", run, *options, *anew]
+        options = [*lm, *shlex.split(make["ARGS"]), *anew, *events]
+        training = ["baselines.py" if settings.is_baseline(method) else "train.py", run, *options]
         evaluation = ["evaluate.py", run, *shlex.split(make["ARGS"])]
         cell = run.rsplit("/", 2)[0]
         needs = [cell] if cell in before else []

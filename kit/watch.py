@@ -11,8 +11,7 @@ writes  runs/NAME/log.txt       all that was printed, of every call, and its exi
         runs/NAME/progress.json what kit.progress says, while it runs
 Of a cell's data log.txt stays only when they failed.
 
-SIGTERM and its like are passed on; Ctrl-C
-reaches the stage by itself. Where a terminal watches, the stage's bars see one, too.
+Signals are passed on. Where a terminal watches, the stage's bars see one, too.
 """
 
 import contextlib
@@ -34,7 +33,7 @@ from pathlib import Path
 from kit import fail
 from kit.lock import clock, held, read_json, who, write_json
 
-PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STAGES = {"train": "training", "baselines": "training", "evaluate": "evaluation", "prepare_data": "data"}
 POLL = 0.5  # seconds between two looks for a free GPU
 
@@ -199,8 +198,8 @@ def watched(command, folder, gpus, lock, log):
             environment["CUDA_VISIBLE_DEVICES"], file = stack.enter_context(a_gpu(gpus))
             kept_open = (file.fileno(),)
         process, ends = start(command, environment, kept_open)
+        # a stage does not mind that a terminal has sent it Ctrl-C, too
         on_signals(PASSED_ON, lambda number, _: process.send_signal(number))
-        on_signals((signal.SIGINT,), lambda *_: None)  # the terminal has sent it to the stage, too
         lock.covers(process.pid, gpu=environment.get("CUDA_VISIBLE_DEVICES"))
 
         def lost():
@@ -228,7 +227,7 @@ def main(command, gpus):
     name, stage = command[1].strip("/").removeprefix("runs/"), STAGES.get(Path(command[0]).stem, "data")
     folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
-    on_signals((*PASSED_ON, signal.SIGINT), give_up)  # until the stage is there
+    on_signals(PASSED_ON, give_up)  # until the stage is there
     with held(name, folder, stage) as (lock, left):
         log, began = Log(folder / "log.txt"), time.monotonic()
         if left:

@@ -2,8 +2,8 @@
 
     SLURM=1 python -m pytest -n0 -s tests/kit/test_cluster.py
 
-Needs Debian's slurmctld, slurmd, slurm-client and munge, and eight minutes, two of which Slurm lets pass before
-it starts a job that was queued again. What happens is printed.
+Needs Debian's slurmctld, slurmd, slurm-client and munge, and eight minutes, two of which Slurm lets pass
+before it starts a job that was queued again. What happens is printed.
 """
 
 import contextlib

@@ -162,7 +162,7 @@ def test_one_that_is_trained_is_only_played(cluster):
 
 def test_a_job_does_what_make_would_do(cluster):
     grid = ("CELLS=kitchen-complete-0.3", "METHODS=lamo dt bc lamo-smollm2", "ARGS=--steps 4 --lr 1e-3",
-            "REPLACE=1")
+            "REPLACE=1", "TENSORBOARD=1")
     planned = cluster.kit("make", "-n", "kitchen-complete-0.3", *grid).stdout.splitlines()
     wanted = [shlex.split(line)[3:] for line in planned if "kit.watch" in line]
     cluster.sbatch(*grid)
