@@ -196,6 +196,8 @@ class Log:
         self.saved = time.monotonic()
         if self.events:
             self.events.flush()
+        if not self.rows:  # a run that is stopped before its first one
+            return
         columns = dict.fromkeys(name for row in self.rows for name in row)
         write_csv(self.path, tuple(columns), self.rows)
 

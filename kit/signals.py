@@ -22,7 +22,7 @@ import signal
 import sys
 from pathlib import Path
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NUMBERS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 first = None      # the number of the first signal that came
 holding = False   # whether it waits

@@ -53,7 +53,7 @@ QUEUED = "%F|%K|%T|%k"  # of squeue: array, index, state, comment
 def jobs_of(cells, make):
     """({name: commands} of data and texts, {run: (commands, names of the data and texts it waits for)},
     how many runs are done). A command is a stage and its words."""
-    words = [word.split(":", 1) for word in plan(cells, True, make)]
+    words = dict.fromkeys(tuple(word.split(":", 1)) for word in plan(cells, True, make))
     runs = [name for what, name in words if what == "run"]
     anew = ["--fresh"] if make["FRESH"] else ["--replace"] if make["REPLACE"] else []
     replace = ["--replace"] if anew else []
@@ -69,17 +69,15 @@ def jobs_of(cells, make):
         evaluation = ["evaluate.py", run, *shlex.split(make["ARGS"])]
         cell = run.rsplit("/", 2)[0]
         needs = [cell] if cell in before else []
-        if ["text", run] in words:
+        if ("text", run) in words:
             name, command = text_of(profile, method, lm, make["TEXT"], replace)
             before[name] = [command]
             needs.append(name)
-        if ["train", run] in words:
+        if ("train", run) in words:
             missing[run] = [training, evaluation], needs
-        elif ["evaluate", run] in words:
+        elif ("evaluate", run) in words:
             missing[run] = [evaluation], []
-    needed = {name for _, needs in missing.values() for name in needs}
-    return {name: commands for name, commands in before.items() if name in needed or given}, missing, \
-        len(runs) - len(missing)
+    return before, missing, len(runs) - len(missing)
 
 
 def text_of(profile, method, lm, given, replace):
@@ -126,29 +124,31 @@ def read(path):
 def hand_in(before, missing, sbatch, largest):
     """Call sbatch, as it is given, for what is not queued yet; returns how many runs are. `before` and
     `missing` are jobs_of's."""
-    there, ids = queued(), {}
-    for name, commands in before.items():
+    there, groups = queued(), collections.defaultdict(list)
+    for name, commands in (before | {run: commands for run, (commands, _) in missing.items()}).items():
         if name in there:
             check_same(name, commands, there)
-            ids[name] = there[name][0]
-    ids |= submit([name for name in before if name not in ids], before, (), sbatch, largest)
-    groups = collections.defaultdict(list)
-    for run, (commands, needs) in missing.items():
+    for run, (_, needs) in missing.items():
         if run in there:
-            check_same(run, commands, there)
-        elif (owner := alive(Path("runs") / run)) and owner.get("place") == place():
+            continue
+        if (owner := alive(Path("runs") / run)) and owner.get("place") == place():
             print(f"{run}: {who(owner)} is at it, outside of Slurm; it was not handed in")
         else:
-            groups[tuple(ids[name] for name in needs)].append(run)
+            groups[tuple(needs)].append(run)
+    ids = {name: job for name, (job, _, _) in there.items()}
+    first = {name: None for needs in groups for name in needs if name not in ids}
+    ids |= submit([*first], before, (), sbatch, largest)
     for needs, runs in groups.items():
-        submit(runs, {run: missing[run][0] for run in runs}, needs, sbatch, largest)
+        commands = {run: missing[run][0] for run in runs}
+        submit(runs, commands, [ids[name] for name in needs], sbatch, largest)
     return sum(run in there for run in missing)
 
 
 def check_same(name, commands, there):
-    """One line and exit if it is queued with other words than it is asked for now."""
+    """One line and exit if it is queued with other words than it is asked for now. Of a run that has been
+    trained meanwhile only the evaluation is missing."""
     job, _, theirs = there[name]
-    if theirs != commands:
+    if theirs[-len(commands):] != commands:
         old, new = (" && ".join(map(shlex.join, of)) for of in (theirs, commands))
         fail(f"{name} is queued as {job} with other words, {old!r} and not {new!r}; scancel {job} first")
 

@@ -102,9 +102,14 @@ def wait_until(what, seconds):
     return found
 
 
-def say(command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    print(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}", flush=True)
+def say(*command):
+    """Run it, and print it; once more if Slurm answers "try again later", as it does while a job starts."""
+    for _ in range(5):
+        done = subprocess.run(command, capture_output=True, text=True)
+        print(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}", flush=True)
+        if "try again later" not in done.stderr:
+            break
+        time.sleep(0.5)
     assert done.returncode == 0
 
 
@@ -125,7 +130,7 @@ def test_a_grid_with_one_cancelled_one_killed_and_two_queued_again_is_that_of_a_
     cluster, local = make_kit(tmp_path / "cluster"), make_kit(tmp_path / "local")
     monkeypatch.chdir(cluster.folder)
     print(cluster("make", "sbatch", *GRID).stdout)
-    say(["squeue", "-o", "%i %j %T %r %E"])
+    say("squeue", "-o", "%i %j %T %r %E")
 
     hit = {}
     for deed in ("cancelled", "killed", "queued again", "told to end"):
@@ -136,10 +141,10 @@ def test_a_grid_with_one_cancelled_one_killed_and_two_queued_again_is_that_of_a_
             print(f"$ kill -9 {owner['processes'][-1][0]}    # the stage of {run}")
             os.kill(owner["processes"][-1][0], signal.SIGKILL)
             continue
-        say({"cancelled": ["scancel", job], "queued again": ["scontrol", "requeue", job],
-             "told to end": ["scancel", "--signal=TERM", "--batch", job]}[deed])
+        say(*{"cancelled": ["scancel", job], "queued again": ["scontrol", "requeue", job],
+              "told to end": ["scancel", "--signal=TERM", "--batch", job]}[deed])
     time.sleep(12)
-    say(["squeue", "-r", "-o", "%i %j %T %r %S"])
+    say("squeue", "-r", "-o", "%i %j %T %r %S")
     print(cluster("make", "sbatch", *GRID).stdout)
     wait_until(lambda: not slurm_says("squeue", "-h"), 500)
     for deed, (_, run) in hit.items():

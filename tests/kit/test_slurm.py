@@ -154,6 +154,9 @@ def test_one_that_is_trained_is_only_played(cluster):
     grid = ("CELLS=reacher2d-medium-0.1", "METHODS=dt")
     cluster.sbatch(*grid)
     cluster.run(FAILING=f"evaluate:{MINI[0]}/dt/seed0")
+    cluster.move(2, 0, "RUNNING")  # as if it were at its evaluation
+    assert cluster.sbatch(*grid).stdout.splitlines() == ["0 runs are done, 1 were queued already"]
+    cluster.move(2, 0, "FAILED")
     cluster.sbatch(*grid)
     (line,) = cluster.lines(cluster.jobs()[-1])
     assert [command[0] for command in line["commands"]] == ["evaluate.py"]
@@ -240,8 +243,8 @@ def test_wrong_words_are_one_line_and_nothing_is_handed_in(cluster, words, said)
 
 def test_slurm_that_does_not_answer_is_one_line(cluster):
     cluster.sbatch("CELLS=reacher2d-medium-0.1", "METHODS=dt")
-    assert "scancel 2_0 first" in one_line(cluster.sbatch(
-        "CELLS=reacher2d-medium-0.1", "METHODS=dt", "ARGS=--steps 3", check=False))
+    assert "scancel 2_0 first" in one_line(cluster.sbatch(CELLS, "METHODS=dt", "ARGS=--steps 3", check=False))
+    assert len(cluster.jobs()) == 2  # nor is anything else handed in
     (cluster.folder / "refuse").touch()
     line = one_line(cluster.sbatch("CELLS=hopper-medium-1", "METHODS=dt", check=False))
     assert "QOS policy" in line and "goes on" in line
