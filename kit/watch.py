@@ -15,8 +15,8 @@ Signals are passed on. Where a terminal watches, the stage's bars see one, too.
 """
 
 import contextlib
-import ctypes
 import fcntl
+import functools
 import os
 import pty
 import resource
@@ -32,6 +32,7 @@ from pathlib import Path
 
 from kit import fail
 from kit.lock import clock, held, read_json, who, write_json
+from kit.signals import die_with_parent
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STAGES = {"train": "training", "baselines": "training", "evaluate": "evaluation", "prepare_data": "data"}
@@ -100,17 +101,12 @@ def streams():
     return ours, theirs
 
 
-def die_with_parent():
-    """In the stage, before it starts: SIGTERM if its watcher is killed, so that no run goes on unwatched."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 def start(command, environment, kept_open):
     """The stage, and {what is read of it: where that goes}."""
     (out, out_end), (err, err_end) = os.pipe(), streams()
     process = subprocess.Popen([sys.executable, *command], env=os.environ | environment, stdout=out_end,
-                               stderr=err_end, pass_fds=kept_open, preexec_fn=die_with_parent)
+                               stderr=err_end, pass_fds=kept_open,  # no run goes on unwatched:
+                               preexec_fn=functools.partial(die_with_parent, signal.SIGTERM))
     os.close(out_end)
     os.close(err_end)
     return process, {out: 1, err: 2}

@@ -37,14 +37,14 @@ def make_kit(folder):
     for name in ("weights", "heldout.txt"):
         (folder / "mini" / name).symlink_to(KIT / "mini" / name)
 
-    def run(*command, check=True, **environment):
+    def run(*command, check=True, timeout=240, **environment):
         """A script of the kit, or make, with one thread; returns the finished process."""
         if command[0] == "make":
             venv = Path(sys.executable).parent.parent
             command = ["make", f"VENV={venv}", "-o", f"{venv}/ready", "THREADS=1", *command[1:]]
         else:
             command = [sys.executable, *command]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240,
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout,
                               env=os.environ | {"OMP_NUM_THREADS": "1", "MAKEFLAGS": ""} | environment)
         if check and done.returncode:
             raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")

@@ -72,14 +72,14 @@ def same(files, once):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_at_any_step_loses_none(once, monkeypatch, capsys, number, code):
+def test_a_signal_at_any_step_loses_none(once, monkeypatch, capfd, number, code):
     for step in range(1, STEPS):
         with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
             train({step: lambda patched=patched: patched.setattr(signals, "first", number)})
         assert stop.value.code == code
-        said = capsys.readouterr().err
+        said = capfd.readouterr().err
         assert said.count("\n") == 1 and number.name in said and f"the state of step {step} is saved" in said
-        assert resumed(capsys) == f"resuming at step {step}"
+        assert resumed(capfd) == f"resuming at step {step}"
         assert files() == once, step
         for path in FOLDER.iterdir():
             path.unlink()
