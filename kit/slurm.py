@@ -205,7 +205,9 @@ def largest_array():
 
 def element(path):
     """Run this element's commands, one after the other; returns the exit code."""
-    job, me = read(path)[int(os.environ["SLURM_ARRAY_TASK_ID"])], os.environ["SLURM_JOB_ID"]
+    array, index = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
+    # not SLURM_JOB_ID, which in the last element to start is the array's and means all of them
+    me, job = f"{array}_{index}", read(path)[int(index)]
     os.environ["OMP_NUM_THREADS"] = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     tell("scontrol", "update", f"JobId={me}", f"JobName={job['name']}")
     stopped, running = [], []
@@ -247,11 +249,17 @@ def tell(*command):
 
 # --- the command line ----------------------------------------------------------------------------
 
-def main():
+OPTIONS = settings.Options(__doc__)
+OPTIONS.add_argument("cells", nargs="*", metavar="CELL")
+OPTIONS.add_argument("--element", type=Path, metavar="FILE", help="do what the array's file says")
+OPTIONS.add_argument("--queue", action="store_true", help="what waits or runs")
+
+
+def main(args):
+    if args.element:
+        return element(args.element)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    if sys.argv[1:2] == ["--element"]:
-        return element(Path(sys.argv[2]))
-    if sys.argv[1:] == ["--queue"]:
+    if args.queue:
         for name, (job, state, _) in queued().items():
             print(job, state, name)
         return 0
@@ -265,11 +273,11 @@ def main():
     sbatch = ["sbatch", f"--cpus-per-task={number('THREADS', 1)}", *DEFAULTS, *options]
     with open(FOLDER / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would hand the same in twice
-        before, missing, done = jobs_of(sys.argv[1:], of_make())
+        before, missing, done = jobs_of(args.cells, of_make())
         old = hand_in(before, missing, sbatch, largest_array())
     print(f"{done} runs are done, {old} were queued already")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(OPTIONS.parse_args()))

@@ -5,6 +5,7 @@ import csv
 import functools
 import http.server
 import json
+import sys
 import threading
 import time
 
@@ -458,3 +459,47 @@ def test_all_ends_in_the_report_also_when_a_cell_failed(kit):
     before = stamps(kit.folder)
     kit("make", "report")
     assert changed(before, stamps(kit.folder)) == set()
+
+
+# --- a launcher that cannot be relied on ----------------------------------------------------------
+
+FLAKY = '''
+import os, random, signal, subprocess, sys, time
+
+count = len(open("launched").readlines()) if os.path.exists("launched") else 0
+random.seed(count)
+# once the list is at its end, it has had its fun
+what = ["kill", "delay", "fail", "kill", "late", "kill", "delay"][count] if count < 7 else "delay"
+print(what, file=open("launched", "a"))
+time.sleep(random.uniform(0, 0.3))
+if what == "fail":
+    sys.exit(1)
+process = subprocess.Popen(sys.argv[1:], start_new_session=True)
+if what == "kill":
+    try:
+        process.wait(random.uniform(0.2, 2.0))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+sys.exit(process.wait() or what == "late")
+'''
+
+
+def test_a_launcher_that_delays_fails_and_kills_comes_to_the_bytes_of_a_local_make(tmp_path):
+    folders, grid = [tmp_path / "local", tmp_path / "launched"], (REACHER, SHORT, "METHODS=bc")
+    kits = []
+    for folder in folders:
+        folder.mkdir()
+        kits.append(make_kit(folder))
+    (folders[1] / "flaky.py").write_text(FLAKY)
+    kits[0]("make", *grid)
+    launch = f"LAUNCH={sys.executable} flaky.py"
+    passes = 1
+    while kits[1]("make", "-k", *grid, launch, check=False).returncode:
+        passes += 1
+        assert passes < 12
+    launched = (folders[1] / "launched").read_text().split()
+    assert {"kill", "fail", "late", "delay"} <= set(launched) and passes >= 3
+    kept = [{path.relative_to(folder): path.read_bytes() for room in ("runs", "data", "results")
+             for path in (folder / room).rglob("*") if path.is_file()
+             and path.name not in ("log.txt", "cost.json")} for folder in folders]
+    assert kept[0] == kept[1] and len(kept[0]) > 6

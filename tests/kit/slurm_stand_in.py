@@ -26,15 +26,17 @@ def sbatch(words, jobs):
     print(f"{len(jobs)};cluster")
 
 
-def element_of(jobs, number):
-    """(job, index) of what Slurm calls a JobId; here array * 1000 + index."""
-    return jobs[int(number) // 1000 - 1], int(number) % 1000
+def elements_of(jobs, name):
+    """(job, its elements) of ARRAY_INDEX; of ARRAY alone all elements, as Slurm has it."""
+    array, _, index = name.partition("_")
+    job = jobs[int(array) - 1]
+    return job, [int(index)] if index else range(len(job["states"]))
 
 
 def squeue(words, jobs):
     if "-j" in words:
-        job, index = element_of(jobs, words[words.index("-j") + 1])
-        return print(job["states"][index])
+        job, elements = elements_of(jobs, words[words.index("-j") + 1])
+        return print(*(job["states"][index] for index in elements), sep="\n")
     assert words[:3] == ["-h", "-r", "-u"] and words[-1] == "%F|%K|%T|%k"
     print("77|N/A|RUNNING|somebody's | own")
     for job in jobs:
@@ -47,11 +49,13 @@ def scontrol(words, jobs):
     if words == ["show", "config"]:
         print(f"MaxArraySize            = {os.environ['MAX_ARRAY_SIZE']}")
     elif words[0] == "update":
-        job, index = element_of(jobs, words[1].removeprefix("JobId="))
-        job["names"][index] = words[2].removeprefix("JobName=")
+        job, elements = elements_of(jobs, words[1].removeprefix("JobId="))
+        for index in elements:
+            job["names"][index] = words[2].removeprefix("JobName=")
     elif words[0] == "requeue":
-        job, index = element_of(jobs, words[1])
-        job["states"][index] = "PENDING"
+        job, elements = elements_of(jobs, words[1])
+        for index in elements:
+            job["states"][index] = "PENDING"
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ class Cluster:
         script = self.folder / "script"
         script.write_text(told["script"])
         return subprocess.Popen(["sh", script], cwd=self.folder, env=os.environ | environment | {
-            "SLURM_JOB_ID": str(job * 1000 + index), "SLURM_ARRAY_TASK_ID": str(index),
+            # as Slurm has it for the last one: the array's own
+            "SLURM_JOB_ID": str(job), "SLURM_ARRAY_JOB_ID": str(job), "SLURM_ARRAY_TASK_ID": str(index),
             "SLURM_CPUS_PER_TASK": told["options"]["cpus-per-task"]}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True)
 
@@ -138,7 +139,8 @@ def test_what_is_missing_is_handed_in_once_and_what_failed_again(cluster):
     assert cluster.jobs()[0]["states"] == ["COMPLETED", "FAILED"]
     assert cluster.jobs()[1]["states"] == ["FAILED", "CANCELLED", "COMPLETED", "COMPLETED"]
     assert set(cluster.jobs()[2]["states"]) == {"CANCELLED"}
-    assert cluster.jobs()[1]["names"][2] == f"{MINI[0]}/bc/seed0"  # what squeue shows while it runs
+    # what squeue shows of those that have run
+    assert cluster.jobs()[1]["names"] == [runs[0][0], f"{MINI[0]}", *runs[0][2:]]
 
     cluster.move(2, 2, "RUNNING")  # trained and evaluated, and not gone yet
     assert cluster.sbatch(*grid).stdout.splitlines()[-1] == "2 runs are done, 0 were queued already"
@@ -210,7 +212,8 @@ def test_options_of_sbatch_and_pieces_of_what_slurm_allows(cluster):
 
 
 def test_a_job_that_is_told_to_end_is_queued_again_unless_it_was_cancelled(cluster):
-    cluster.sbatch("CELLS=reacher2d-medium-0.1", "METHODS=dt", FRESH="1")
+    cluster.sbatch("CELLS=reacher2d-medium-0.1", "METHODS=dt", "SEEDS=0 1", FRESH="1")
+    cluster.move(2, 1, "COMPLETED")
     run = f"{MINI[0]}/dt/seed0"
     for state, then in (("RUNNING", "PENDING"), ("COMPLETING", "COMPLETING")):
         process = cluster.start(2, 0, ENDLESS=f"train:{run}")
@@ -220,7 +223,7 @@ def test_a_job_that_is_told_to_end_is_queued_again_unless_it_was_cancelled(clust
         process.send_signal(signal.SIGTERM)
         process.communicate()
         assert process.returncode == 128 + signal.SIGTERM
-        assert cluster.jobs()[1]["states"] == [then]
+        assert cluster.jobs()[1]["states"] == [then, "COMPLETED"]
         (cluster.folder / "waiting").unlink()
     assert f"exit code {128 + signal.SIGTERM}" in (cluster.folder / f"runs/{run}/log.txt").read_text()
 
