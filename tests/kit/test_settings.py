@@ -32,23 +32,7 @@ def test_a_cell_is_the_same_with_a_slash_behind_it():
     assert settings.run_name("runs/mini/hopper-medium-0.01/") == "mini/hopper-medium-0.01"
 
 
-def test_a_cell_may_carry_the_number_of_its_subset():
-    run = "mini/hopper-medium-0.01-d3/lamo/seed5"
-    assert settings.parse_run(run) == ("mini", "hopper-medium", 0.01, "lamo", 5)
-    changed = {"cell": "hopper-medium-0.01-d3", "seed": 5}
-    assert configuration(run) == configuration(RUN) | changed  # its settings are those of the plain cell
-    assert settings.split_subset("hopper-medium-0.01-d30") == ("hopper-medium-0.01", 30)
-    assert settings.split_subset("hopper-medium-0.01-dN") == ("hopper-medium-0.01", "N")
-    assert settings.split_subset("hopper-medium-0.01") == ("hopper-medium-0.01", 0)
-    assert settings.parse_cell("mini/hopper-medium-0.01-dN") == ("mini", "hopper-medium", 0.01)
-    assert [settings.of_seed("pong-medium-1-dN", seed) for seed in ("0", 2)] == ["pong-medium-1", "pong-medium-1-d2"]
-    assert settings.of_seed("pong-medium-1-d4", 2) == "pong-medium-1-d4"
-
-
 @pytest.mark.parametrize("name, said", [
-    ("mini/hopper-medium-0.1-d0/lamo/seed0", "no task .*TASK-RATIO-dSUBSET"),
-    ("mini/hopper-medium-0.1-d03/lamo/seed0", "no task"),
-    ("mini/hopper-medium-0.1-dN/lamo/seed0", "is no run: -dN names a table"),
     ("big/hopper-medium-0.1/lamo/seed0", "no profile 'big'.*mini, paper"),
     ("mini/hoper-medium-0.1/lamo/seed0", "no task 'hoper-medium'.*hopper-medium"),
     ("mini/hopper-medium/lamo/seed0", "no task 'hopper'"),
