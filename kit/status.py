@@ -57,7 +57,7 @@ def look(name, overrides, make):
     anew, why = make["REPLACE"] or make["FRESH"], ""
     try:
         if trained or any(folder.glob("state*.safetensors")):
-            why = "; ".join(plan.why_another(folder, config, make)[:3])
+            why = settings.some(plan.why_another(folder, config))
         if why and not anew:
             return Run(name, "differs", config, steps, trained, why)
         if why or make["FRESH"]:

@@ -24,10 +24,10 @@ CELL = "hopper-medium-0.01"
 
 
 def stamps(folder):
-    """Modification times of everything the stages wrote."""
+    """Modification times of everything the stages wrote, but for the diary of calls."""
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
             for top in ("data", "runs", "results", "figures") for path in (folder / top).rglob("*")
-            if path.is_file()}
+            if path.is_file() and path.name not in ("log.txt", "cost.json")}
 
 
 def changed(before, after):
