@@ -10,6 +10,8 @@
                 save()
                 signals.leave("the state of step 37 is saved")
 
+    python -m kit.signals COMMAND ...        # one that gets SIGTERM when the one that started it ends (Linux)
+
 Outside of held() a signal ends the program at once, and the processes that it forked: files are written
 whole, and what is not written yet is made again by the same command. The exit code is 143 after SIGTERM, 130
 after SIGINT, 129 after SIGHUP. A second signal changes nothing: one Ctrl-C, or one word of a scheduler, may
@@ -89,3 +91,8 @@ def leave(kept):
 def say(kept):
     program, name = Path(sys.argv[0]).stem, signal.Signals(first).name
     os.write(2, f"{program}: stopped by {name}; {kept}; the same command goes on\n".encode())
+
+
+if __name__ == "__main__":
+    die_with_parent(signal.SIGTERM)
+    os.execvp(sys.argv[1], sys.argv[1:])
