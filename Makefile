@@ -130,9 +130,9 @@ quote  = '$(subst ','\'',$1)'
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
-WANTED := $(filter $(addsuffix -%,$(TASKS)) every-cell,$(MAKECMDGOALS))
+WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(BASE_PYTHON) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
@@ -189,7 +189,7 @@ packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 # make passes SIGTERM on to the shell that called the make below it, which ends without a word to that one
 heirs    = $(BASE_PYTHON) -m kit.signals
 of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
-ASKED   := $(sort $(CELLS) $(filter-out every-cell,$(WANTED)))
+ASKED   := $(sort $(CELLS) $(filter-out all every-cell,$(WANTED)))
 
 .PHONY: $(ASKED)
 $(ASKED): | $(packages)

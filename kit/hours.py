@@ -1,9 +1,9 @@
-"""How long runs take: from the times of finished ones, which kit.watch wrote beside them.
+"""How long runs take: from the times of those that run or have run, which kit.watch wrote beside them.
 
     times = measured()
-    seconds = seconds_left(config, times, trained=0, now={})        # None: none of its kind has been finished
+    seconds = seconds_left(config, times, trained=0, now={})        # None: none of its kind has been measured
 
-reads   runs/RUN/: cost.json, config.json, eval.json
+reads   runs/RUN/: cost.json, progress.json, config.json, eval.json
 
 A run's kind is its profile, task and method, else profile, suite and method, with the same sizes of batch and
 network. Standard library only.
@@ -36,21 +36,30 @@ def kinds(config):
 
 def measured():
     """{(stage, kind): [(seconds until its first step, seconds a training step or an episode)]}, of the
-    trainings and of the evaluations that have ended."""
+    trainings that have made steps, those included that run or were killed, and of the evaluations that have
+    ended."""
     times = collections.defaultdict(list)
-    for path in Path("runs").glob("*/*/*/seed*/cost.json"):
-        folder, cost = path.parent, read_json(path)
-        config = read_json(folder / "config.json") | read_json(folder / "eval.json")
-        ended = {"training": folder / "final.safetensors", "evaluation": folder / "eval.csv"}
+    for path in Path("runs").glob("*/*/*/seed*/config.json"):
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):  # another kit's
-            for stage, last in ended.items():
-                took = cost.get(stage, {"calls": 0})
-                if took["calls"] and last.exists():
-                    units = took["steps"] if stage == "training" else episodes_of(config)
-                    sample = (took["wall"] - took["seconds"]) / took["calls"], took["seconds"] / units
-                    for kind in kinds(config):
-                        times[stage, kind].append(sample)
+            config = read_json(path) | read_json(path.parent / "eval.json")
+            for stage, sample in samples(path.parent, config):
+                for kind in kinds(config):
+                    times[stage, kind].append(sample)
     return times
+
+
+def samples(folder, config):
+    """(stage, (start, unit)) of a run's training and evaluation, as far as they are known."""
+    cost, now = read_json(folder / "cost.json"), read_json(folder / "progress.json")
+    training, evaluation = cost.get("training", {}), cost.get("evaluation")
+    if training.get("steps"):
+        yield "training", ((training["wall"] - training["seconds"]) / training["calls"],
+                           training["seconds"] / training["steps"])
+    elif now.get("unit") == "step" and now["done"] > now["first"]:
+        yield "training", (0.0, now["seconds"] / (now["done"] - now["first"]))
+    if evaluation and (folder / "eval.csv").exists():
+        yield "evaluation", ((evaluation["wall"] - evaluation["seconds"]) / evaluation["calls"],
+                             evaluation["seconds"] / episodes_of(config))
 
 
 def median(times, stage, config):

@@ -8,8 +8,8 @@ reads   make's variables from the environment; PROFILE may name both profiles he
         runs/RUN/: config.json, eval.json, and what kit.watch leaves: running.json, progress.json, cost.json,
         log.txt
 
-The hours are those of finished runs of the same kind (kit/hours.py). What has never run is "unknown", and is
-counted apart. Standard library only.
+The hours are those of runs of the same kind (kit/hours.py): a training counts as soon as it has made some
+steps. A kind that has never run is "unknown", and is counted apart. Standard library only.
 """
 
 import collections
@@ -132,11 +132,12 @@ def in_all(found, times):
     if not left:
         return "nothing"
     if unknown == len(left):
-        return f"unknown; none of the {unknown} runs is of a kind that has been finished here"
+        return (f"unknown; none of the {unknown} runs is of a kind that has been measured here, which its "
+                "first training steps do")
     partly = any(seconds is not None and not median(times, "evaluation", run.config)
                  for run, seconds in zip(to_do, left, strict=True))
     said = f"{'at least ' * partly}{spell(sum(filter(None, left)))}, one run at a time"
-    return said + (f", and {unknown} runs of kinds that have not been finished here" if unknown else "")
+    return said + (f", and {unknown} runs of kinds that have not been measured here" if unknown else "")
 
 
 # --- make plan ---------------------------------------------------------------------------------
@@ -218,6 +219,7 @@ def said_running(name):
         f" GPU {owner['gpu']}" if owner.get("gpu") else "")
     at = owner.get("stage", "starts")
     if now:
+        at += "" if now["unit"] == "step" else f", {now['unit']}"
         at += f" {now['done']:,}" + (f" of {now['total']:,}" if now["total"] else "")
         at += f", {spell(now['left'])} left" if now["left"] is not None else ""
     return f"  {name:46} {where}, since {owner.get('since', '?')[5:16]}, {at}"
@@ -237,18 +239,19 @@ def said_failed(name, why, tail):
 def say_failures(found):
     """At the end of make: what failed, in one line each, and the command to see why."""
     failed = failures(found, preparations(found))
-    stopped = sum(run.state == "stopped" for run in found)
-    if not failed:
-        return [f"{stopped} runs were stopped; the same command goes on with them"] * (stopped > 0)
-    lines = ["", f"{len(failed)} failed" + (f", {stopped} were stopped" if stopped else "") + ":"]
+    count = collections.Counter(run.state for run in found)
+    others = [f"{count[state]} {said}" for state, said in (("stopped", "were stopped"), ("waiting", "wait"))
+              if count[state]]
+    lines = ["", ", ".join([f"{len(failed) or 'none'} failed", *others]) + ":" * bool(failed)]
     for name, why in failed[:30]:
         said = end_of_log(folder_of(name), 1)
         lines += [f"  {name}: {said[0] if said else why}", f"      tail {folder_of(name)}/log.txt"]
     if len(failed) > 30:
         lines.append(f"  ... and {len(failed) - 30} more")
-    done = sum(run.state == "done" for run in found)
-    return [*lines, f"{done} of {len(found)} runs are done; `make status` shows the others, and the same "
-            "make tries again what is missing"]
+    if count["waiting"] and not failed:
+        lines.append("none of them left a log of its own: what make printed above says why")
+    return [*lines, f"{count['done']} of {len(found)} runs are done; `make status` shows the others, and the "
+            "same make tries again what is missing"]
 
 
 # --- the command -------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Tables and figures -> one HTML page that needs nothing else, and the same as Markdown.
 
-    html(title, head, sections)               sections: Table of paper/tables.py, or Picture
+    html(title, head, sections)               sections: Table of paper/tables.py, Picture or Films
     markdown(title, head, sections, folder)   folder: where the pictures lie, as the page links to them
 
 head is a list of (kind, text), kinds "note", "warning" and "about". All text is escaped, because results
@@ -25,6 +25,13 @@ class Picture(NamedTuple):
     svg: bytes
 
 
+class Films(NamedTuple):
+    name: str
+    title: str
+    note: str
+    files: dict    # {what it shows: Path of a GIF}
+
+
 def one_line(text):
     return " ".join(str(text).split())
 
@@ -41,7 +48,8 @@ def html(title, head, sections):
                                     for section in sections) + "</nav>")
     for section in sections:
         parts.append(f"<h2 id='{section.name}'>{text_of(section.title)}</h2>")
-        parts.append(html_picture(section) if isinstance(section, Picture) else html_table(section))
+        parts.append(html_picture(section) if isinstance(section, Picture) else
+                     html_films(section) if isinstance(section, Films) else html_table(section))
     return ("<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
             f"<meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">\n"
             "<meta name='viewport' content='width=device-width'>\n"
@@ -54,6 +62,14 @@ def html_picture(picture):
     data = base64.b64encode(picture.svg).decode()
     return (f"<figure><img src='data:image/svg+xml;base64,{data}' alt='{text_of(picture.title)}'>\n"
             f"<figcaption>{text_of(picture.note)}</figcaption></figure>")
+
+
+def html_films(films):
+    shown = "".join(
+        f"<figure><img src='data:image/gif;base64,{base64.b64encode(file.read_bytes()).decode()}' "
+        f"alt='{text_of(name)}'><figcaption>{text_of(name)}</figcaption></figure>\n"
+        for name, file in films.files.items())
+    return f"<p class='about'>{text_of(films.note)}</p>\n<div class='films'>\n{shown}</div>"
 
 
 def html_table(table):
@@ -94,7 +110,9 @@ def markdown(title, head, sections, folder):
         if isinstance(section, Picture):
             parts.append(f"![{marked(section.title)}]({folder}/{section.name}.png)")
         parts.append(marked(section.note))
-        if not isinstance(section, Picture):
+        if isinstance(section, Films):
+            parts += [f"![{marked(name)}](../{file.as_posix()})" for name, file in section.files.items()]
+        elif not isinstance(section, Picture):
             rows = [row for group in section.groups for row in (*group.rows, *group.below)]
             parts.append("\n".join([markdown_row(marked(column) for column in section.columns),
                                     markdown_row("---" for _ in section.columns),

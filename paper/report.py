@@ -4,7 +4,7 @@
     python -m paper.report paper
 
 reads   results/PROFILE/*.csv, paper/scores.csv; for provenance runs/PROFILE/*/*/seedN/config.json and
-        cost.json, where they are there
+        cost.json, where they are there; videos/PROFILE/TASK.gif, where `make videos` made them
 writes  report/PROFILE.html, one page with everything in it; report/PROFILE.md, the same as Markdown;
         report/PROFILE/*.png and *.svg, the figures
 
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from kit import fail, settings
-from tasks import PROFILES
+from tasks import PROFILES, TASKS
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("profile", choices=PROFILES, help=" or ".join(PROFILES))
@@ -30,7 +30,7 @@ from kit import artifacts
 from paper import tables
 from paper.figures import LOOKS, SUITES, draw_all
 from paper.grid import cost_of, gather
-from paper.page import Picture, html, markdown
+from paper.page import Films, Picture, html, markdown
 from paper.provenance import provenance_table
 
 MINI = ("This is the mini profile: small data that the kit plays itself, a small language model of its own, "
@@ -39,7 +39,8 @@ MINI = ("This is the mini profile: small data that the kit plays itself, a small
 
 
 ORDER = ("bars", *(f"table-{number}" for number in tables.TITLES), "other", "ratios", "statistics",
-         "profiles", "ablations", "ablation-scores", *(f"curves-{suite}" for suite in SUITES), "provenance")
+         "profiles", "ablations", "ablation-scores", *(f"curves-{suite}" for suite in SUITES), "films",
+         "provenance")
 
 
 def save_figures(figures, folder):
@@ -53,6 +54,14 @@ def save_figures(figures, folder):
                 artifacts.write_whole(folder / f"{name}{suffix}", functools.partial(figure.savefig, **more))
         pictures.append(Picture(name, title, caption, (folder / f"{name}.svg").read_bytes()))
     return pictures
+
+
+def films_of(profile):
+    """The episodes that `make videos` filmed; None if there are none."""
+    files = {task: Path("videos", profile, f"{task}.gif") for task in TASKS}
+    files = {task: file for task, file in files.items() if file.exists()}
+    note = "An episode a task, the first one of its run, which is named above each picture."
+    return Films("films", "The agents at play", note, files) if files else None
 
 
 def head_of(profile, cells, troubles, provenance):
@@ -85,8 +94,9 @@ def main(args):
     shown = [*(tables.paper_table(cells, number) for number in tables.TITLES), tables.other_table(cells),
              tables.ablation_table(cells), tables.statistics_table(cells), provenance]
     title, head = f"LaMo: the {profile} profile", head_of(profile, cells, troubles, provenance)
+    films = films_of(profile)
     sections = sorted([*save_figures(draw_all(cells, profile), folder),
-                       *(table for table in shown if table and table.groups)],
+                       *(table for table in shown if table and table.groups), *([films] if films else [])],
                       key=lambda section: ORDER.index(section.name))
     for suffix, text in ((".html", html(title, head, sections)),
                          (".md", markdown(title, head, sections, profile))):

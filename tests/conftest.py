@@ -3,8 +3,10 @@
 import gzip
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +39,32 @@ def make_kit(folder):
     for name in ("weights", "heldout.txt"):
         (folder / "mini" / name).symlink_to(KIT / "mini" / name)
 
+    def words(command):
+        venv = Path(sys.executable).parent.parent
+        return ["make", f"VENV={venv}", "-o", f"{venv}/ready", "THREADS=1", *command[1:]] if (
+            command[0] == "make") else [sys.executable, *command]
+
+    def surroundings(more):
+        return {"cwd": folder, "env": os.environ | {"OMP_NUM_THREADS": "1", "MAKEFLAGS": ""} | more}
+
     def run(*command, check=True, timeout=240, **environment):
         """A script of the kit, or make, with one thread; returns the finished process."""
-        if command[0] == "make":
-            venv = Path(sys.executable).parent.parent
-            command = ["make", f"VENV={venv}", "-o", f"{venv}/ready", "THREADS=1", *command[1:]]
-        else:
-            command = [sys.executable, *command]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout,
-                              env=os.environ | {"OMP_NUM_THREADS": "1", "MAKEFLAGS": ""} | environment)
+        done = subprocess.run(words(command), capture_output=True, text=True, timeout=timeout,
+                              **surroundings(environment))
         if check and done.returncode:
             raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")
         return done
 
-    run.folder = folder
+    def run_until(there, *command):
+        """Start it, and kill -9 it and all that it started as soon as a file is there."""
+        with subprocess.Popen(words(command), start_new_session=True, stdout=subprocess.DEVNULL,
+                              **surroundings({})) as running:
+            while not (folder / there).exists():
+                assert running.poll() is None, f"{command} ended without {there}"
+                time.sleep(0.005)
+            os.killpg(running.pid, signal.SIGKILL)
+
+    run.folder, run.until = folder, run_until
     return run
 
 

@@ -196,7 +196,7 @@ def test_evaluation_is_repeatable_and_goes_on_after_an_interruption(evaluated, f
     evaluated("evaluate.py", RUN, "--episodes", "2")
     assert (folder / "eval.csv").read_bytes() == whole
     assert not list(folder.glob("*.part.csv"))
-    evaluated("evaluate.py", RUN, "--episodes", "2", "--fresh")
+    evaluated("-m", "kit.watch", "evaluate.py", RUN, "--episodes", "2", "--fresh")  # watched or not
     assert (folder / "eval.csv").read_bytes() == whole
     # in the precision it was trained in, which config.json says, unless another is asked for
     trained_in = json.loads((folder / "config.json").read_text())["dtype"]  # which depends on the machine

@@ -82,7 +82,8 @@ def test_what_somebody_stopped_has_not_failed(grid, code, state):
 def test_the_hours_are_those_of_the_same_kind_and_else_unknown(grid):
     config = settings.configuration(DT + "0")
     assert status.in_all(grid().values(), hours.measured()) == (
-        "unknown; none of the 8 runs is of a kind that has been finished here")
+        "unknown; none of the 8 runs is of a kind that has been measured here, which its first training "
+        "steps do")
     grid.finish(DT + "0", wall=100.0)
     times = hours.measured()
     # 10 s a start, 100 s of training, 10 s until the first episode, 50 s of episodes
@@ -139,12 +140,17 @@ def test_one_screen_has_where_since_when_how_far_and_the_end_of_the_log(grid):
     line, = (line for line in lines if DT + "0" in line)
     for word in (f"box {os.getpid()} GPU 3", "since 01-01 10:20", "training 1,200 of 5,000, 11.7 min left"):
         assert word in line
+    grid.write(DT + "0", progress_dot_json={"unit": "environment step", "done": 40, "total": None,
+                                            "left": None})
+    line, = (line for line in status.say_status(list(grid().values()), MAKE, 40, 140) if DT + "0" in line)
+    assert line.endswith("training, environment step 40")
     assert "kitchen-complete-0.3/dt/seed7" in text and "    | bad line" in lines
     assert text.index("walker2d-medium-0.01  ") < text.index("no server") < text.index("    | bad line")
     assert "waiting: 6, 0 of them begun" in text
 
     failures = status.say_failures(list(grid().values()))
-    assert failures[1] == "2 failed:" and "no server" in failures[2] and "bad line" in failures[4]
+    assert failures[1] == "2 failed, 6 wait:"
+    assert "no server" in failures[2] and "bad line" in failures[4]
     assert failures[3].strip() == "tail runs/mini/walker2d-medium-0.01/log.txt"
 
 
@@ -160,8 +166,24 @@ def test_many_failures_still_fit_on_the_screen(grid):
     assert len(status.say_failures(found)) < 70
 
 
-def test_nothing_failed_is_nothing_said(grid):
-    assert status.say_failures(list(grid().values())) == []
+def test_where_a_launcher_failed_before_any_run_began_that_is_said(grid):
+    lines = status.say_failures(list(grid().values()))
+    assert lines[1] == "none failed, 8 wait" and "make printed above" in lines[2]
+    assert lines[-1].startswith("0 of 8 runs are done")
+
+
+def test_a_training_that_runs_or_was_killed_is_a_measure_of_its_kind(grid):
+    """The steps of one that runs, without its start; and of a killed one all of its calls."""
+    config = settings.configuration(DT + "0")
+    grid.write(DT + "0", config_dot_json=config, progress_dot_json={
+        "unit": "step", "first": 100, "done": 300, "total": config["steps"], "seconds": 40.0, "left": 9})
+    assert hours.seconds_left(config, hours.measured()) == pytest.approx(0.2 * config["steps"])
+    grid.write(BC + "0", config_dot_json=settings.configuration(BC + "0"), cost_dot_json={
+        "training": {"wall": 50.0, "seconds": 30.0, "steps": 60, "calls": 2}, "last": {"exit": 137}})
+    config = settings.configuration(BC + "1")
+    assert hours.seconds_left(config, hours.measured()) == pytest.approx(10 + 0.5 * config["steps"])
+    grid.write(DT + "0", progress_dot_json={"unit": "step", "first": 0, "done": 0, "seconds": 0.0})
+    assert hours.seconds_left(settings.configuration(DT + "0"), hours.measured()) is None
 
 
 def test_a_thousand_finished_runs_are_looked_at_in_seconds(grid):
@@ -170,7 +192,8 @@ def test_a_thousand_finished_runs_are_looked_at_in_seconds(grid):
         for method in ("dt", "bc"):
             for seed in seeds.split():
                 grid.finish(f"mini/{cell}/{method}/seed{seed}")
-    start = time.time()
+    start = time.process_time()
     found = list(grid(SEEDS=seeds).values())
     status.say_plan(found, MAKE)
-    assert {run.state for run in found} == {"done"} and len(found) == 1000 and time.time() - start < 4
+    assert {run.state for run in found} == {"done"} and len(found) == 1000
+    assert time.process_time() - start < 4

@@ -1,6 +1,7 @@
 """paper/: the report's numbers beside those computed here from the CSVs alone, and what is missing."""
 
 import argparse
+import base64
 import collections
 import csv
 import html.parser
@@ -286,6 +287,20 @@ def test_a_damaged_file_is_named_and_hides_nothing_else(tmp_path):
     page = Page(text)
     assert rows_of(page, "table-1")[0][2][0] != "missing"
     assert all(row[2][0] == "missing" for row in rows_of(page, "table-2"))
+
+
+def test_the_agents_that_were_filmed_are_in_the_page(tmp_path):
+    shutil.copytree(SYNTHETIC, tmp_path / "results")
+    assert "image/gif" not in write_report(tmp_path)[0]
+    film = tmp_path / "videos/paper/pong-medium.gif"
+    film.parent.mkdir(parents=True)
+    film.write_bytes(b"GIF89a of Pong")
+    text = write_report(tmp_path)[0]
+    data = base64.b64encode(film.read_bytes()).decode()
+    assert text.count(f"<img src='data:image/gif;base64,{data}' alt='pong-medium'>") == 1
+    assert "image/gif" in text.partition("The agents at play</h2>")[2]
+    link, = re.findall(r"!\[pong-medium\]\((.*?)\)", (tmp_path / "report/paper.md").read_text())
+    assert (tmp_path / "report" / link).samefile(film)
 
 
 def test_no_results_are_one_line(kit):
