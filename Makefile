@@ -186,12 +186,14 @@ table/%: figures/%.png
 # when one failed.
 smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
 packages = $(if $(READY),,$(VENV)/ready $(smollm2))
+# make passes SIGTERM on to the shell that called the make below it, which ends without a word to that one
+heirs    = $(BASE_PYTHON) -m kit.signals
 of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
 ASKED   := $(sort $(CELLS) $(filter-out all every-cell,$(WANTED)))
 
 .PHONY: $(ASKED)
 $(ASKED): | $(packages)
-	+@$(MAKE) --no-print-directory INNER=1 PLAN='$(of_cell)' evaluated || failed=$$?; \
+	+@$(heirs) $(MAKE) --no-print-directory INNER=1 PLAN='$(of_cell)' evaluated || failed=$$?; \
 	if ls runs/$(PROFILE)/$@/*/seed*/eval.csv > /dev/null 2>&1; then \
 	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$@ || failed=$$?; fi; exit $${failed:-0}
 
@@ -199,7 +201,7 @@ every-cell: $(CELLS)
 
 # after all cells, also when some failed, the report of those that are there, and then what failed
 all: | $(packages)
-	+@$(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
+	+@$(heirs) $(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
 	if ls results/$(PROFILE)/*.csv > /dev/null 2>&1; then \
 	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; \
 	[ -z "$$failed" ] || { $(GRID_STATUS) --failed; exit $$failed; }

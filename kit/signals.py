@@ -10,6 +10,8 @@
                 save()
                 signals.leave("the state of step 37 is saved")
 
+    python -m kit.signals COMMAND ...        # one that gets SIGTERM when the one that started it ends (Linux)
+
 Outside of held() a signal ends the program at once, and the processes that it forked: files are written
 whole, and what is not written yet is made again by the same command. The exit code is 143 after SIGTERM, 130
 after SIGINT, 129 after SIGHUP. A second signal changes nothing: one Ctrl-C, or one word of a scheduler, may
@@ -27,11 +29,14 @@ from pathlib import Path
 NUMBERS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 first = None      # the number of the first signal that came
+owner = None      # the process that catches signals; one that it has just forked is not
 holding = False   # whether it waits
 
 
 def catch():
     """From here on, in this process; those that it forks end as any other program, or when this one does."""
+    global owner
+    owner = os.getpid()
     for number in NUMBERS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for what runs in the background
             signal.signal(number, note)
@@ -55,6 +60,8 @@ def die_with_parent(number):
 
 def note(number, _):
     global first
+    if os.getpid() != owner:  # forked a moment ago, before in_child
+        os._exit(128 + number)
     first = first or number
     if not holding:
         # no exception, which would be lost where Python ignores it: in __del__, in a callback
@@ -89,3 +96,8 @@ def leave(kept):
 def say(kept):
     program, name = Path(sys.argv[0]).stem, signal.Signals(first).name
     os.write(2, f"{program}: stopped by {name}; {kept}; the same command goes on\n".encode())
+
+
+if __name__ == "__main__":
+    die_with_parent(signal.SIGTERM)
+    os.execvp(sys.argv[1], sys.argv[1:])

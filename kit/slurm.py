@@ -28,6 +28,7 @@ is. Standard library only.
 import collections
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import secrets
@@ -114,6 +115,7 @@ def queued():
     return found
 
 
+@functools.cache  # squeue names it once for each element
 def read(path):
     """The elements of an array."""
     return [json.loads(line) for line in path.read_text().splitlines()]

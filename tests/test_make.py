@@ -5,10 +5,13 @@ import csv
 import functools
 import http.server
 import json
+import os
 import resource
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -479,6 +482,28 @@ def test_all_ends_in_the_report_also_when_a_cell_failed(kit):
     before = stamps(kit.folder)
     kit("make", "report")
     assert changed(before, stamps(kit.folder)) == set()
+
+
+@pytest.mark.parametrize("goal", ["all", REACHER])
+def test_a_make_that_is_told_to_end_ends_the_stage_with_its_state_saved(kit, goal):
+    venv, folder = Path(sys.executable).parent.parent, kit.folder / f"runs/mini/{REACHER}/bc/seed0"
+    grid = (f"CELLS={REACHER}", "METHODS=bc", "ARGS=--steps 1000000 --log_every 100")
+    kit("make", "list")
+    process = subprocess.Popen(
+        ["make", f"VENV={venv}", "-o", f"{venv}/ready", "THREADS=1", "-j2", goal, *grid], cwd=kit.folder,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"MAKEFLAGS": ""})
+    while not (folder / "train.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()  # make alone, none of those that it started
+    assert process.wait() != 0
+    for _ in range(6000):
+        log = (folder / "log.txt").read_text()
+        if "exit code 143" in log:
+            break
+        time.sleep(0.01)
+    assert "stopped by SIGTERM; the state of step" in log and "exit code 143" in log
+    assert (folder / "state.safetensors").exists() and not (folder / "running.json").exists()
 
 
 # --- a launcher that cannot be relied on ----------------------------------------------------------

@@ -111,4 +111,4 @@ def workers(process):
 
 def rows(folder):
     """How many episodes an evaluation that is not finished has written."""
-    return sum(len(path.read_text().splitlines()) - 1 for path in folder.glob("eval.*.part.csv"))
+    return sum(len(path.read_text().splitlines()) - 1 for path in folder.glob("eval.*.csv"))
