@@ -77,8 +77,8 @@ help:
 	@echo "  SBATCH=                  sbatch's options, e.g. SBATCH=\"--gres=gpu:1 --time=8:00:00\"; ARRAY= an array's"
 	@echo "                           largest size; THREADS= processors of a job"
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
-	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
 	@echo "  FRESH=1                  make data and runs that are asked for anew, e.g. after a change of the code"
+	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
 
 list:
 	@$(BASE_PYTHON) -m kit.settings
@@ -130,9 +130,11 @@ quote  = '$(subst ','\'',$1)'
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
+# .venv's, if it is there: BASE_PYTHON names a newer one for its making alone
+ASKING  = $(or $(wildcard $(PYTHON)),$(BASE_PYTHON))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(or $(wildcard $(PYTHON)),$(BASE_PYTHON)) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(WANTED),$(shell $(CALL) $(ASKING) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
@@ -225,7 +227,7 @@ videos/$(PROFILE)/%.gif: $$(call finished,$$*)
 
 # --- watching ----------------------------------------------------------------------------------
 
-GRID_STATUS = $(CALL) $(BASE_PYTHON) -m kit.status $(CELLS)
+GRID_STATUS = $(CALL) $(ASKING) -m kit.status $(CELLS)
 
 plan:
 	@$(GRID_STATUS) --plan
