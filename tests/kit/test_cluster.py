@@ -84,7 +84,7 @@ def slurm(tmp_path, monkeypatch):
         yield
     finally:
         slurm_says("scancel", "-u", getpass.getuser(), check=False)
-        time.sleep(3)
+        wait_until(lambda: not slurm_says("squeue", "-h", check=False), 60)
         for name in ("slurmd", "slurmctld", "munge"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGTERM)
@@ -128,7 +128,7 @@ def test_a_grid_with_one_cancelled_one_killed_and_two_queued_again_is_that_of_a_
 
     hit = {}
     for deed in ("cancelled", "killed", "queued again", "told to end"):
-        job, run = hit[deed] = wait_until(lambda: running(but=[run for _, run in hit.values()]), 300)
+        job, run = hit[deed] = wait_until(lambda: running(but=[run for _, run in hit.values()]), 600)
         if deed == "killed":
             owner = read_json(Path(f"runs/{run}/running.json"))
             print(f"$ kill -9 {owner['processes'][-1][0]}    # the stage of {run}")
@@ -139,14 +139,14 @@ def test_a_grid_with_one_cancelled_one_killed_and_two_queued_again_is_that_of_a_
     time.sleep(12)
     say("squeue", "-r", "-o", "%i %j %T %r %S")
     print(cluster("make", "sbatch", *GRID).stdout)
-    wait_until(lambda: not slurm_says("squeue", "-h"), 1200)
+    wait_until(lambda: not slurm_says("squeue", "-h"), 3600)
     for deed, (_, run) in hit.items():
         print(f"{deed}: {run}\n" + "\n".join(
             line for line in Path(f"runs/{run}/log.txt").read_text().splitlines() if line.startswith("---")))
     print(said := cluster("make", "sbatch", *GRID).stdout)
     assert "24 runs are done, 0 were queued already" in said
 
-    local("make", "-j2", "all", *GRID, timeout=1200)
+    local("make", "-j2", "all", *GRID, timeout=3600)
     played = local.folder.glob("runs/*/*/*/*/eval.csv")
     folders = sorted(path.parent.relative_to(local.folder) for path in played)
     assert len(folders) == 24
