@@ -1,5 +1,6 @@
 """What a run goes on from: stopped, killed or damaged at any step, it ends in the same bytes."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kit import settings, signals
+from kit import runs, settings, signals
 from train import fit
 
 STEPS = 9
@@ -146,3 +147,18 @@ def test_killed_between_two_savings_it_goes_on_from_the_one_that_is_there(once, 
         train({6: killed}, state_every=0.0)
     (FOLDER / "state.safetensors").rename(FOLDER / "state-before.safetensors")
     assert resumed(capsys) == "resuming at step 5" and same(files(), once)
+
+
+def test_fresh_also_helps_where_the_record_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = "mini/hopper-medium-0.01/dt/seed0"
+    config, folder = settings.configuration(run), Path("runs") / run
+    folder.mkdir(parents=True)
+    for name in ("config.json", "final.safetensors", "eval.csv"):
+        (folder / name).touch()
+    with pytest.raises(SystemExit) as stop:  # what is there cannot be compared
+        runs.begin(folder, config, {}, [], replace=True, fresh=False)
+    assert "config.json is not readable" in str(stop.value) and "--fresh" in str(stop.value)
+    runs.begin(folder, config, {}, [], replace=False, fresh=True)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert json.loads((folder / "config.json").read_text())["steps"] == config["steps"]
