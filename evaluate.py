@@ -34,7 +34,7 @@ import os
 import sys
 from pathlib import Path
 
-from kit import artifacts, fail, settings
+from kit import artifacts, fail, settings, signals
 from kit.gathering import collect
 
 OPTIONS = settings.options(__doc__, run="maybe")
@@ -42,6 +42,7 @@ OPTIONS.add_argument("--collect", type=settings.run_name, metavar="PROFILE/CELL"
 OPTIONS.add_argument("--video", type=Path, metavar="FILE", help=".gif or .mp4: an episode, filmed")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
     if ARGS.collect:
         collect(ARGS.collect)
@@ -70,15 +71,20 @@ EPISODE_SEED = 1_000_000  # far from the seeds of the mini data
 def play(model, config, device, progress=None):
     """All target returns x episodes of one checkpoint, `at_once` of them side by side; baselines know no
     target, which then is None. Returns a list of (target_return, episode, return, length)."""
+    return [episode for batch in batches(model, config, device, progress) for episode in batch]
+
+
+def batches(model, config, device, progress=None, done=0):
+    """As play, but what was played side by side as soon as it has ended; the first `done` episodes, which
+    end a batch, are left out."""
     jobs = [(target, episode) for target in config.get("target_returns", (None,))
             for episode in range(config["episodes"])]
     envs = [make_env(config) for _ in jobs[:config["at_once"]]]
-    policy, played = Policy(model, config, device), []
-    for first in range(0, len(jobs), len(envs)):
-        played += play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
+    policy = Policy(model, config, device)
+    for first in range(done, len(jobs), len(envs)):
+        yield play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
     for env in envs:
         env.close()
-    return played
 
 
 def play_together(policy, config, envs, jobs, progress):
@@ -171,23 +177,26 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
         if path.exists() and not rows:
             rows = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
-    played, heldout = {int(row["step"]) for row in rows}, load_heldout(config)
-    before = len(played)
+    before, whole = len(rows), len(config.get("target_returns", (None,))) * config["episodes"]
+    written, heldout = artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, load_heldout(config)
     with Progress(f"{run}: playing", 0, None, "environment step") as progress:
         for path in checkpoints:
             step = load_checkpoint(model, path, run)
             acting = merged(model, config)
             losses = columns(acting, config, heldout, step, device)
-            if step not in played:
-                progress.note(checkpoint=f"{step:,}")
-                rows += [row_of(config, step, *episode) for episode in play(acting, config, device, progress)]
-                played.add(step)  # and those to come will be as long
-                progress.expect(progress.done * (len(checkpoints) - before) // (len(played) - before))
             rows = [row | losses if int(row["step"]) == step else row for row in rows]
-            artifacts.write_csv(part, artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, rows)
+            played = sum(int(row["step"]) == step for row in rows)
+            if played == whole:
+                continue
+            progress.note(checkpoint=f"{step:,}")
+            for episodes in batches(acting, config, device, progress, played):
+                rows += [row_of(config, step, *episode) | losses for episode in episodes]
+                artifacts.write_csv(part, written, rows)
+                # those to come will be as long
+                progress.expect(progress.done * (len(checkpoints) * whole - before) // (len(rows) - before))
     # eval.json says how eval.csv was played, so it is never there beside rows that were played otherwise
     (folder / "eval.json").unlink(missing_ok=True)
-    artifacts.write_csv(done, artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, rows)
+    artifacts.write_csv(done, written, rows)
     artifacts.write_json(folder / "eval.json", how | {"score_window": window})
     part.unlink(missing_ok=True)
     summarise(run, config, rows)

@@ -22,7 +22,7 @@ arrays that finished runs were trained on are replaced by others only with --rep
 
 import os
 
-from kit import fail
+from kit import fail, signals
 from kit.settings import Options, configuration, parse_cell, run_name, split_subset
 
 OPTIONS = Options(__doc__)
@@ -37,6 +37,7 @@ OPTIONS.add_argument("--replace", action="store_true", help="other data than fin
 OPTIONS.add_argument("--fresh", action="store_true", help="make a cell's file anew; replaces, too")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a moment
 
 import json

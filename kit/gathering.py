@@ -64,7 +64,7 @@ def evaluated(cell, methods):
 
 
 # In what the seeds of a method may differ: a random trunk and what is frozen of it are the seed's.
-OF_ONE_RUN = ("seed", "frozen_sha256", "resumed", *settings.MACHINE)
+OF_ONE_RUN = ("seed", "frozen_sha256", "resumed", *settings.MACHINE, *settings.KEEPING)
 # And in what they may, besides, where each has a subset of its own.
 OF_ONE_SUBSET = ("cell", "data_sha256", "data_episodes", "data_return_mean", "state_mean", "state_std")
 

@@ -69,7 +69,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from kit import runs
-from kit.artifacts import sha256, write_csv, write_json
+from kit.artifacts import load_tensors, save_tensors, sha256, write_csv, write_json
 from kit.language_models import load_language_model, load_tokenizer
 
 SHUFFLE_BLOCK = 1024  # the length of the authors' text blocks
@@ -250,7 +250,8 @@ def pretrain(args):
         if args.early and step == max(1, int(steps * EARLY)):
             save(model, tokenizer, args.early, reached | {"stopped_early": True}, rows or [row])
         if step % LOG_EVERY == 0 and step < steps:
-            runs.save_state(kept, step, weights, [optimizer], rows=rows, provenance=provenance)
+            state = runs.state_of(weights, [optimizer])
+            save_tensors(kept, state, step=step, rows=rows, provenance=provenance)
     save(model, tokenizer, args.out, reached, rows)
     kept.unlink(missing_ok=True)
 
@@ -259,9 +260,10 @@ def go_on(kept, provenance, weights, optimizer):
     """(steps done, their rows) of a killed training, whose state is loaded; (0, []) if there is none."""
     if not kept.exists():
         return 0, []
-    found = runs.load_state(kept, weights, [optimizer])
+    state, found = load_tensors(kept)
     if found["provenance"] != provenance:
         fail(f"{kept} is of a training with other settings or text; finish that one, or delete the file")
+    runs.put_back(state, weights, [optimizer])
     print(f"{kept}: goes on after {found['step']:,} steps")
     return found["step"], found["rows"]
 
