@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
+from conftest import KIT, one_line
 from safetensors.torch import load_file
 
 from kit.artifacts import read_csv, sha256
@@ -180,6 +180,20 @@ def test_the_shipped_models_stand_in_the_order_of_their_training(tmp_path, capsy
         run("--measure", name, "--heldout", tmp_path / "part.txt")
         bits[name] = float(re.search(rf"^{name}: (.*) bits per byte$", capsys.readouterr().out, re.M)[1])
     assert 1.4 < bits["mini"] < bits["mini-early"] - 0.2 < bits["mini-random"] - 0.4 < 3
+    assert bits["mini-markov"] > 4  # it never saw a word
+
+
+def test_the_shipped_chain_was_learned():
+    folder = KIT / LANGUAGE_MODELS["mini-markov"]
+    provenance = json.loads((folder / "pretrain.json").read_text())
+    chain = pretrain.transitions(provenance["states"], provenance["seed"], provenance["temperature"])
+    assert pretrain.entropy(chain[0]) == provenance["entropy"]
+    tokens = pretrain.chain_windows(*chain, 8, provenance["context"] - 1, 0, 10**6)  # not seen in training
+    model = load_language_model("mini-markov", 0.0).eval()
+    with torch.inference_mode():
+        loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1),
+                                                 tokens[:, 1:].flatten()).item()
+    assert provenance["entropy"] - 0.1 < loss < provenance["entropy"] + 0.15 < math.log(100)
 
 
 def test_samples_continue_the_prompt(trained, capsys):
