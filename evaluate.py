@@ -32,7 +32,7 @@ import os
 import sys
 from pathlib import Path
 
-from kit import artifacts, fail, settings
+from kit import artifacts, fail, settings, signals
 from kit.gathering import collect
 
 OPTIONS = settings.options(__doc__, run="maybe")
@@ -40,6 +40,7 @@ OPTIONS.add_argument("--collect", type=settings.run_name, metavar="PROFILE/CELL"
 OPTIONS.add_argument("--video", type=Path, metavar="FILE", help=".gif or .mp4: an episode, filmed")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
     if ARGS.collect:
         collect(ARGS.collect)
@@ -67,15 +68,20 @@ EPISODE_SEED = 1_000_000  # far from the seeds of the mini data
 def play(model, config, device, progress=None):
     """All target returns x episodes of one checkpoint, `at_once` of them side by side; baselines know no
     target, which then is None. Returns a list of (target_return, episode, return, length)."""
+    return [episode for batch in batches(model, config, device, progress) for episode in batch]
+
+
+def batches(model, config, device, progress=None, done=0):
+    """As play, but what was played side by side as soon as it has ended; the first `done` episodes, which
+    end a batch, are left out."""
     jobs = [(target, episode) for target in config.get("target_returns", (None,))
             for episode in range(config["episodes"])]
     envs = [make_env(config) for _ in jobs[:config["at_once"]]]
-    policy, played = Policy(model, config, device), []
-    for first in range(0, len(jobs), len(envs)):
-        played += play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
+    policy = Policy(model, config, device)
+    for first in range(done, len(jobs), len(envs)):
+        yield play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
     for env in envs:
         env.close()
-    return played
 
 
 def play_together(policy, config, envs, jobs, progress):
@@ -168,19 +174,19 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
         if path.exists() and not rows:
             rows = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
-    played = {int(row["step"]) for row in rows}
-    before = len(played)
+    before, whole = len(rows), len(config.get("target_returns", (None,))) * config["episodes"]
     with Progress(f"{run}: playing", 0, None, "environment step") as progress:
         for path in checkpoints:
             step = load_checkpoint(model, path, run)
-            if step in played:
+            played = sum(int(row["step"]) == step for row in rows)
+            if played == whole:
                 continue
             progress.note(checkpoint=f"{step:,}")
-            rows += [row_of(config, step, *episode) for episode in
-                     play(merged(model, config), config, device, progress)]
-            artifacts.write_csv(part, artifacts.RESULT_COLUMNS, rows)
-            played.add(step)  # and those to come will be as long
-            progress.expect(progress.done * (len(checkpoints) - before) // (len(played) - before))
+            for episodes in batches(merged(model, config), config, device, progress, played):
+                rows += [row_of(config, step, *episode) for episode in episodes]
+                artifacts.write_csv(part, artifacts.RESULT_COLUMNS, rows)
+                # those to come will be as long
+                progress.expect(progress.done * (len(checkpoints) * whole - before) // (len(rows) - before))
     # eval.json says how eval.csv was played, so it is never there beside rows that were played otherwise
     (folder / "eval.json").unlink(missing_ok=True)
     artifacts.write_csv(done, artifacts.RESULT_COLUMNS, rows)

@@ -21,7 +21,7 @@ arrays that finished runs were trained on are replaced by others only with --rep
 
 import os
 
-from kit import fail
+from kit import fail, signals
 from kit.settings import Options, configuration, parse_cell, run_name
 
 OPTIONS = Options(__doc__)
@@ -36,6 +36,7 @@ OPTIONS.add_argument("--replace", action="store_true", help="other data than fin
 OPTIONS.add_argument("--fresh", action="store_true", help="make a cell's file anew; replaces, too")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a moment
 
 import json

@@ -26,6 +26,7 @@ DEFAULTS = {
     "episodes": 20,            # a target return
     "at_once": 40,             # episodes played side by side
     "log_every": 100,          # steps a row of train.csv averages over
+    "state_every": 5.0,        # minutes between two savings of what a killed run goes on from
 }
 
 # What sequence models add, train.py: LaMo's D4RL runs, appendix tables 6 and 7, run.sh, experiment.py.

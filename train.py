@@ -8,8 +8,9 @@ reads   data/PROFILE/CELL.npz, the language model, and data/PROFILE/text-TOKENIZ
 writes  runs/PROFILE/CELL/METHOD/seedN/: config.json, train.csv, checkpoints of what trains (kit/artifacts.py)
 
 The run's name determines every setting (tasks.py); each can be overridden on the command line, and
-config.json says so. A run that is finished is left alone; one that was killed goes on where it was; one
-with other settings is refused, unless --replace. Batches and dropout depend on (seed, step) alone, so a
+config.json says so. A run that is finished is left alone; one with other settings is refused, unless
+--replace. One that was killed goes on from its state, which is saved every state_every minutes, at every
+checkpoint, and at SIGTERM and SIGINT. Batches and dropout depend on (seed, step) alone, so a
 resumed run writes the same bytes as one that was never killed, and equal seeds give equal bytes on the
 same machine with the same number of threads.
 
@@ -18,9 +19,10 @@ Letters: B batch, K context, N rows of the dataset, S state, A action, T tokens 
 
 import math
 
-from kit import fail, settings
+from kit import fail, settings, signals
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = settings.options(__doc__).parse_args()  # before the imports below, which take seconds
 
 import numpy as np
@@ -163,6 +165,7 @@ def training_step(model, optimizer, config, batch, mask, ids=None):
 
 # --- the loop, of sequence models and baselines alike -------------------------------------------
 
+@signals.held()
 def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=False, events=False):
     """Train a run to its last step, from where an earlier call was killed, if it was.
 
@@ -174,12 +177,13 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
     """
     run, steps = runs.run_of(record), record["steps"]
     folder = artifacts.run_folder(run)
-    done = runs.begin(folder, record, weights, optimizers, replace, fresh)
+    done, seen = runs.begin(folder, record, weights, optimizers, replace, fresh)
     if (folder / "final.safetensors").exists():
         print(f"{run}: is finished, with these settings; --fresh trains it again")
         return
     print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; {about}", flush=True)
-    log = artifacts.Log(folder / "train.csv", done, events)
+    log = artifacts.Log(folder / "train.csv", done, events, seen)
+    state = runs.State(folder, weights, optimizers, record["state_every"])
     progress = Progress(f"{run}: training", done, steps, "step")
     for step in progress:
         seeds = np.random.SeedSequence([record["seed"], step])
@@ -196,10 +200,14 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
         if checkpoint and not last:
             log.save()
             artifacts.save_tensors(folder / f"step-{step + 1:07d}.safetensors", saved, run=run, step=step + 1)
-            runs.save_state(folder / "state.safetensors", step + 1, weights, optimizers)
+        if not last and (checkpoint or state.due() or signals.asked()):
+            log.save()
+            state.save(step + 1, log.seen)
+            if signals.asked():
+                signals.leave(f"the state of step {step + 1:,} is saved")
     log.save()
     artifacts.save_tensors(folder / "final.safetensors", saved, run=run, step=steps)
-    (folder / "state.safetensors").unlink(missing_ok=True)
+    state.remove()
     losses = {name: value for name, value in log.rows[-1].items() if name.endswith(("_loss", "_term"))}
     print(f"{run}: done, " + ", ".join(f"{name} {log.rows[0].get(name, '')} -> {value}"
                                        for name, value in losses.items() if value != "0"))

@@ -5,6 +5,7 @@ artifacts        paths and file formats: datasets, tensors, JSON, logs, results
 runs             a run's record, its beginning, and what a killed one resumes from
 plan             which of the runs asked for are finished, which differ, which must be made
 watch            stands before a stage: its log, its cost, its GPU; lock: one process a run, on all hosts
+slurm            a grid as job arrays; signals: how a stage ends when it is told to
 status           what a grid is doing; hours: how long it takes; progress: what a stage says meanwhile
 language_models  where a language model is found, loaded, and named by digest
 quick            the same functions, computed with less

@@ -9,7 +9,8 @@ read is checked, and a damaged file ends the program in one line.
         events.out.tfevents.*           the same for TensorBoard, with --tensorboard
         step-N.safetensors              what trains, every eval_every steps
         final.safetensors               the same after the last step; exists only when training is done
-        state.safetensors               what a killed run resumes from; removed at the end
+        state.safetensors               what a killed run resumes from; removed at the end, as is
+        state-before.safetensors        the one before, should the newest be damaged
         eval.csv                        one row an episode: RESULT_COLUMNS
         eval.json                       what was played: episodes, target returns
         eval.DIGEST.csv                 rows that were played with other options, or not all yet
@@ -159,12 +160,13 @@ class Log:
     file at once, or with the next one where they come faster than one in SAVE_EVERY seconds.
 
     tensorboard     write the rows as event files too, beside it; nothing of the kit reads them
+    seen            what was added after the last row, of a run that goes on between two
     """
 
     SAVE_EVERY = 1.0
 
-    def __init__(self, path, done, tensorboard=False):
-        self.path, self.rows, self.seen, self.saved = path, [], [], -self.SAVE_EVERY
+    def __init__(self, path, done, tensorboard=False, seen=()):
+        self.path, self.rows, self.seen, self.saved = path, [], [*seen], -self.SAVE_EVERY
         if done and path.exists():  # a resumed run keeps the rows up to its checkpoint
             self.rows = [row for row in read_csv(path, ("step",)) if int(row["step"]) <= done]
         self.events = event_writer(path.parent) if tensorboard else None
@@ -195,6 +197,8 @@ class Log:
         self.saved = time.monotonic()
         if self.events:
             self.events.flush()
+        if not self.rows:  # a run that is stopped before its first one
+            return
         columns = dict.fromkeys(name for row in self.rows for name in row)
         write_csv(self.path, tuple(columns), self.rows)
 
@@ -297,6 +301,14 @@ def save_tensors(path, tensors, **metadata):
 def load_tensors(path):
     """({name: torch tensor}, metadata) of a file save_tensors wrote; one line and exit if it is damaged."""
     try:
+        return read_tensors(path)
+    except ValueError as error:
+        fail(f"{path} is damaged ({error}); delete the folder and train again")
+
+
+def read_tensors(path):
+    """As load_tensors, but ValueError if it is damaged."""
+    try:
         with safe_open(path, "pt") as file:
             metadata = json.loads(file.metadata()["lamo"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -304,5 +316,5 @@ def load_tensors(path):
         if digest != arrays_digest({name: tensor.numpy() for name, tensor in tensors.items()}, metadata):
             raise ValueError("its SHA-256 does not match its content")
     except Exception as error:  # safetensors' own error, OSError, KeyError and the line above
-        fail(f"{path} is damaged ({first_words(error)}); delete the folder and train again")
+        raise ValueError(first_words(error)) from error
     return tensors, metadata

@@ -39,7 +39,7 @@ def collect(cell):
 
 
 # In what the seeds of a method may differ: a random trunk and what is frozen of it are the seed's.
-OF_ONE_RUN = ("seed", "frozen_sha256", "resumed", *settings.MACHINE)
+OF_ONE_RUN = ("seed", "frozen_sha256", "resumed", *settings.MACHINE, *settings.KEEPING)
 
 
 def refuse_to_mix(first, run, config):

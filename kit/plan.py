@@ -80,7 +80,7 @@ def words_of(run, overrides, make):
     config = settings.configuration(run, **overrides)
     folder = Path("runs") / run
     finished = (folder / "final.safetensors").exists()
-    kept = finished or (folder / "state.safetensors").exists()
+    kept = finished or any(folder.glob("state*.safetensors"))
     anew = bool(make["REPLACE"] or make["FRESH"])
     if kept and not anew and (differs := why_another(folder, config)):
         settings.fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which "
@@ -98,7 +98,7 @@ def words_of(run, overrides, make):
 def why_another(folder, config):
     """In what a run that is there is another one than is asked for: [] if in nothing."""
     recorded = read(folder / "config.json", f"move {folder} out of runs/, or make it again: FRESH=1")
-    differs = settings.differences(recorded, config, without=settings.EVALUATION)
+    differs = settings.differences(recorded, config, without=(*settings.EVALUATION, *settings.KEEPING))
     for path, digest in recorded.get("inputs", {}).items():
         if os.path.exists(path) and sha256(path) != digest:
             differs.append(f"{path} was another file when it was trained")
@@ -113,7 +113,8 @@ def refuse_other_seeds(folder, config, asked):
         if re.fullmatch("0|[1-9][0-9]*", seed) and seed not in asked and (other.parent / "eval.csv").exists():
             recorded = [read(other.parent / name, f"move {other.parent} out of runs/")
                         for name in ("config.json", "eval.json")]
-            differs = settings.differences(recorded[0] | recorded[1], config | {"seed": int(seed)})
+            differs = settings.differences(recorded[0] | recorded[1], config | {"seed": int(seed)},
+                                           without=settings.KEEPING)
             if differs:
                 settings.fail(f"in {other.parent} {settings.some(differs)}, and a table does not mix runs; "
                               f"move it out of runs/, name its seed, too, or ask for {folder} with its words")

@@ -1,7 +1,8 @@
 """A run's record, its beginning, and what a killed one resumes from.
 
     record = make_record(config, ...)                          # what config.json holds
-    done = begin(folder, record, weights, optimizers)          # steps that an earlier call has done
+    done, seen = begin(folder, record, weights, optimizers)    # steps that an earlier call has done
+    state = State(folder, weights, optimizers, minutes)        # what a later one goes on from
 
 A finished run is left alone, a killed one goes on, and one with other settings is refused: nothing that was
 trained is lost to a changed word.
@@ -9,6 +10,7 @@ trained is lost to a changed word.
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 
 from kit import artifacts, fail, settings
 
+STATES = ("state.safetensors", "state-before.safetensors")  # the newest first
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam and AdamW remember of a parameter
 
 
@@ -49,20 +52,22 @@ def code_version():
 # --- its beginning, and going on -----------------------------------------------------------------
 
 def begin(folder, record, weights, optimizers, replace, fresh):
-    """Write config.json and return the steps done. What is there with other settings is refused, or
-    removed if it may be replaced; a killed run's state is loaded into weights and optimisers."""
+    """Write config.json and return the steps done, and what was logged after the last row of train.csv.
+    What is there with other settings is refused, or removed if it may be replaced; a killed run's state is
+    loaded into weights and optimisers."""
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.remove_leftovers(folder)
-    state, finished = folder / "state.safetensors", (folder / "final.safetensors").exists()
-    old = artifacts.load_config(run_of(record)) if (state.exists() or finished) and not fresh else None
-    may_differ = (*settings.MACHINE, *settings.EVALUATION)
+    states = [folder / name for name in STATES if (folder / name).exists()]
+    finished = (folder / "final.safetensors").exists()
+    old = artifacts.load_config(run_of(record)) if (states or finished) and not fresh else None
+    may_differ = (*settings.MACHINE, *settings.EVALUATION, *settings.KEEPING)
     differs = settings.differences(old, record, without=may_differ) if old else []
     if differs and not (replace or fresh):
         fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which "
              f"{settings.some(differs)}; move it out of runs/, or let it be replaced: --replace, or make ... "
              "REPLACE=1")
     if finished and not differs and not fresh:
-        return record["steps"]
+        return record["steps"], []
     if not old or differs or fresh:
         (folder / "final.safetensors").unlink(missing_ok=True)  # first: it says that a run is finished
         for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json"),
@@ -71,20 +76,32 @@ def begin(folder, record, weights, optimizers, replace, fresh):
         if differs or fresh:
             (folder / "cost.json").unlink(missing_ok=True)  # which was another run's
         artifacts.write_json(folder / "config.json", record)
-        return 0
-    done = load_state(state, weights, optimizers)
+        return 0, []
+    done, seen = load_state(states, weights, optimizers)
     changed = {name: record[name] for name in settings.MACHINE if record[name] != old[name]}
     if changed:  # the bytes to come may differ from those of a run that was not moved
         resumed = [*old.get("resumed", []), {"step": done} | changed]
         artifacts.write_json(folder / "config.json", old | {"resumed": resumed})
         print(f"{folder}: goes on with {', '.join(f'{name} {value}' for name, value in changed.items())}; "
               "config.json says so")
-    return done
+    return done, seen
 
 
-def load_state(path, weights, optimizers):
-    """A killed run's weights and moments into place; returns the steps done."""
-    state, metadata = artifacts.load_tensors(path)
+# --- the state of a run that trains --------------------------------------------------------------
+
+def load_state(states, weights, optimizers):
+    """A killed run's weights and moments into place, from the newest state that is sound; returns the steps
+    done, and what was logged after the last row."""
+    *newer, oldest = states
+    for path in newer:
+        try:
+            state, metadata = artifacts.read_tensors(path)
+            break
+        except ValueError as error:
+            path.unlink()  # or it would become the one before
+            print(f"{path} is damaged ({error}); the run goes on from {oldest.name}", flush=True)
+    else:
+        state, metadata = artifacts.load_tensors(oldest)
     optimized = {id(p): optimizer for optimizer in optimizers
                  for group in optimizer.param_groups for p in group["params"]}
     for name, tensor in weights.items():
@@ -92,14 +109,33 @@ def load_state(path, weights, optimizers):
         if f"step/{name}" in state:
             optimized[id(tensor)].state[tensor] = {
                 moment: state[f"{moment}/{name}"].to(tensor.device) for moment in MOMENTS}
-    return int(metadata["step"])
+    return int(metadata["step"]), metadata.get("seen", [])
 
 
-def save_state(path, step, weights, optimizers):
-    """What a killed run resumes from: {name: parameter}, and what Adam and AdamW remember of each."""
-    state = {f"weight/{name}": tensor for name, tensor in weights.items()}
-    for name, tensor in weights.items():
-        for optimizer in optimizers:
-            if tensor in optimizer.state:  # one without a gradient has no moments
-                state |= {f"{moment}/{name}": optimizer.state[tensor][moment] for moment in MOMENTS}
-    artifacts.save_tensors(path, state, step=step)
+class State:
+    """What a killed run goes on from: {name: parameter}, and what Adam and AdamW remember of each. The last
+    two are kept, and the newest is `due` every `minutes`."""
+
+    def __init__(self, folder, weights, optimizers, minutes):
+        self.newest, self.before = (folder / name for name in STATES)
+        self.weights, self.optimizers, self.minutes = weights, optimizers, minutes
+        self.saved = time.monotonic()
+
+    def due(self):
+        return time.monotonic() >= self.saved + 60 * self.minutes
+
+    def save(self, step, seen):
+        """After `step` steps; seen: what was logged after the last row, finite numbers by name."""
+        state = {f"weight/{name}": tensor for name, tensor in self.weights.items()}
+        for name, tensor in self.weights.items():
+            for optimizer in self.optimizers:
+                if tensor in optimizer.state:  # one without a gradient has no moments
+                    state |= {f"{moment}/{name}": optimizer.state[tensor][moment] for moment in MOMENTS}
+        if self.newest.exists():
+            self.newest.replace(self.before)
+        artifacts.save_tensors(self.newest, state, step=step, seen=seen)
+        self.saved = time.monotonic()
+
+    def remove(self):
+        for path in (self.before, self.newest):
+            path.unlink(missing_ok=True)

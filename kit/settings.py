@@ -20,6 +20,8 @@ from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, SEQUENCE
 EVALUATION = ("episodes", "at_once", "target_returns", "score_window")
 # What may change when a killed run goes on elsewhere.
 MACHINE = ("code", "torch", "numpy", "device", "threads")
+# How a run is kept while it trains, which changes nothing of it.
+KEEPING = ("state_every",)
 # What a task or a method is, and nobody sets.
 NATURE = ("kind", "pixels", "discrete", "released")
 # What holds of a setting that a record does not have, because it is newer than the record.
@@ -166,7 +168,7 @@ def changed(run, recorded):
     if (lm := told.get("lm")) and os.path.basename(lm) == meant.get("lm"):
         told["lm"] = meant["lm"]  # a copy in a folder of its name; rows have its digest
     return " ".join(f"{name}={json.dumps(told.get(name)).strip(chr(34))}" for name, value in meant.items()
-                    if told.get(name) != value and name != "dtype")  # which is the machine's
+                    if told.get(name) != value and name not in ("dtype", *KEEPING))  # the machine's
 
 
 # --- the command line --------------------------------------------------------------------------

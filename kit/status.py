@@ -56,7 +56,7 @@ def look(name, overrides, make):
         return Run(name, "running", config, steps, trained)
     anew, why = make["REPLACE"] or make["FRESH"], ""
     try:
-        if trained or (folder / "state.safetensors").exists():
+        if trained or any(folder.glob("state*.safetensors")):
             why = settings.some(plan.why_another(folder, config))
         if why and not anew:
             return Run(name, "differs", config, steps, trained, why)

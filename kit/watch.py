@@ -11,13 +11,12 @@ writes  runs/NAME/log.txt       all that was printed, of every call, and its exi
         runs/NAME/progress.json what kit.progress says, while it runs
 Of a cell's data log.txt stays only when they failed.
 
-SIGTERM and its like are passed on; Ctrl-C reaches the stage by itself. Where a terminal watches, the stage's
-bars see one, too.
+Signals are passed on. Where a terminal watches, the stage's bars see one, too.
 """
 
 import contextlib
-import ctypes
 import fcntl
+import functools
 import os
 import pty
 import resource
@@ -33,8 +32,9 @@ from pathlib import Path
 
 from kit import fail
 from kit.lock import clock, held, read_json, who, write_json
+from kit.signals import die_with_parent
 
-PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STAGES = {"train": "training", "baselines": "training", "evaluate": "evaluation", "prepare_data": "data"}
 POLL = 0.5  # seconds between two looks for a free GPU
 
@@ -101,17 +101,12 @@ def streams():
     return ours, theirs
 
 
-def die_with_parent():
-    """In the stage, before it starts: SIGTERM if its watcher is killed, so that no run goes on unwatched."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 def start(command, environment, kept_open):
     """The stage, and {what is read of it: where that goes}."""
     (out, out_end), (err, err_end) = os.pipe(), streams()
     process = subprocess.Popen([sys.executable, *command], env=os.environ | environment, stdout=out_end,
-                               stderr=err_end, pass_fds=kept_open, preexec_fn=die_with_parent)
+                               stderr=err_end, pass_fds=kept_open,  # no run goes on unwatched:
+                               preexec_fn=functools.partial(die_with_parent, signal.SIGTERM))
     os.close(out_end)
     os.close(err_end)
     return process, {out: 1, err: 2}
@@ -199,8 +194,8 @@ def watched(command, folder, gpus, lock, log):
             environment["CUDA_VISIBLE_DEVICES"], file = stack.enter_context(a_gpu(gpus))
             kept_open = (file.fileno(),)
         process, ends = start(command, environment, kept_open)
+        # a stage does not mind that a terminal has sent it Ctrl-C, too
         on_signals(PASSED_ON, lambda number, _: process.send_signal(number))
-        on_signals((signal.SIGINT,), lambda *_: None)  # the terminal has sent it to the stage, too
         lock.covers(process.pid, gpu=environment.get("CUDA_VISIBLE_DEVICES"))
 
         def lost():
@@ -228,7 +223,7 @@ def main(command, gpus):
     name, stage = command[1].strip("/").removeprefix("runs/"), STAGES.get(Path(command[0]).stem, "data")
     folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
-    on_signals((*PASSED_ON, signal.SIGINT), give_up)  # until the stage is there
+    on_signals(PASSED_ON, give_up)  # until the stage is there
     with held(name, folder, stage) as (lock, left):
         log, began = Log(folder / "log.txt"), time.monotonic()
         if left:

@@ -6,12 +6,14 @@ An episode is determined by its number, so that a cell plays its own alone, in a
 """
 
 import hashlib
-import multiprocessing
 import zlib
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from tqdm import tqdm
 
+from kit import fail
 from kit.artifacts import sha256
 from kit.envs import kitchen_done
 from mini import players
@@ -26,7 +28,7 @@ def digest(config, where, options):
     """SHA-256 of the player: of its weights, or of its scripts."""
     if config["player"] in TRAINED:
         path = players.WEIGHTS / f"{config['player']}.npz"
-        players.load(path)  # one line and exit if it is damaged; a worker process could not end the program
+        players.load(path)  # one line and exit if it is damaged, before any process starts
         return sha256(path)
     scripts = [players.WEIGHTS.parent.parent / name for name in ("players.py", f"{config['suite']}.py")]
     return hashlib.sha256("".join(map(sha256, scripts)).encode()).hexdigest()
@@ -49,9 +51,15 @@ def load(config, where, options):
 def play(config, chosen, workers):
     """The chosen episodes' arrays, played in `workers` processes, and the observations as they came."""
     jobs = [(config, int(index)) for index in chosen]
-    with multiprocessing.Pool(max(1, min(workers, len(jobs)))) as pool:
-        episodes = list(tqdm(pool.imap(roll_out, jobs), total=len(jobs), unit="episode", disable=None,
+    pool = ProcessPoolExecutor(max(1, min(workers, len(jobs))))
+    try:
+        episodes = list(tqdm(pool.map(roll_out, jobs), total=len(jobs), unit="episode", disable=None,
                              desc=f"playing {config['player']}"))
+    except BrokenProcessPool:  # a process that ends without a word, as one that the system kills
+        fail(f"a process that played {config['player']} was killed, perhaps for want of memory; try again, "
+             "with fewer --workers if it happens again")
+    finally:
+        pool.shutdown(cancel_futures=True)  # what one process could not do the others need not go on with
     chunks, actions, rewards, terminals, last = zip(*episodes, strict=True)
     offsets = np.concatenate([[0], np.cumsum([len(column) for column in rewards])]).astype(np.int64)
     data = {"observations": unpack(chunks, offsets) if config["pixels"] else

@@ -47,9 +47,9 @@ def make_kit(folder):
     def surroundings(more):
         return {"cwd": folder, "env": os.environ | {"OMP_NUM_THREADS": "1", "MAKEFLAGS": ""} | more}
 
-    def run(*command, check=True, **environment):
+    def run(*command, check=True, timeout=240, **environment):
         """A script of the kit, or make, with one thread; returns the finished process."""
-        done = subprocess.run(words(command), capture_output=True, text=True, timeout=240,
+        done = subprocess.run(words(command), capture_output=True, text=True, timeout=timeout,
                               **surroundings(environment))
         if check and done.returncode:
             raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")

@@ -407,19 +407,19 @@ def test_a_killed_run_resumes_to_equal_bytes(tmp_path, monkeypatch):
                              "step-0000006.safetensors", "final.safetensors"}
         for path in folder.iterdir():
             path.unlink()
-        real, saved = runs.save_state, []
+        real, saved = runs.State.save, []
 
-        def stop(path, step, *rest, real=real, saved=saved):
-            real(path, step, *rest)
+        def stop(state, step, seen, real=real, saved=saved):
+            real(state, step, seen)
             saved.append(step)
             if step == 6:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(runs, "save_state", stop)
+        monkeypatch.setattr(runs.State, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             baselines.train(run, "cpu", **toy)
         assert "final.safetensors" not in files() and saved == [3, 6]
-        monkeypatch.setattr(runs, "save_state", real)
+        monkeypatch.setattr(runs.State, "save", real)
         baselines.train(run, "cpu", **toy)
         assert files() == once, method
 

@@ -217,21 +217,22 @@ def test_rows_of_an_interrupted_call_with_other_options_are_not_mixed_in(evaluat
         assert found == sorted(expected)
 
 
-def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(evaluated, folder):
+def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(evaluated, folder, monkeypatch):
+    monkeypatch.chdir(evaluated.folder)
     whole = (folder / "eval.csv").read_text()
     marked = whole.replace(",3600,0,", ",3600,77,")  # playing would undo it
     (folder / "eval.csv").write_text(marked)
-    evaluated("evaluate.py", RUN, "--episodes", "1")
+    evaluate.evaluate(RUN, episodes=1)
     assert len(read(folder / "eval.csv")) == 4
-    evaluated("evaluate.py", RUN, "--episodes", "2")
+    evaluate.evaluate(RUN, episodes=2)
     assert (folder / "eval.csv").read_text() == marked
     # the rows with one episode are still there, and --fresh plays those of two alone anew
-    evaluated("evaluate.py", RUN, "--episodes", "2", "--fresh")
+    evaluate.evaluate(RUN, episodes=2, fresh=True)
     assert (folder / "eval.csv").read_text() == whole and len(list(folder.glob("eval.*.csv"))) == 1
     # rows without a record of how they were played are nobody's
     (folder / "eval.csv").write_text(marked)
     (folder / "eval.json").unlink()
-    evaluated("evaluate.py", RUN, "--episodes", "2")
+    evaluate.evaluate(RUN, episodes=2)
     assert (folder / "eval.csv").read_text() == whole
 
 

@@ -13,7 +13,7 @@ ROOMS = ("kit", "mini", "sources", "benchmark", "paper")
 # A module imports from lower levels; in mini, sources, benchmark and paper also from its own room.
 LEVELS = (
     ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics",
-     "kit.lock"),
+     "kit.lock", "kit.signals"),
     ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.gathering", "kit.video",
      "kit.looks", "kit.hours", "kit.watch"),
     ("model", "mini", "sources", "kit.results", "kit.progress"),
@@ -21,7 +21,7 @@ LEVELS = (
     ("baselines",),
     ("evaluate",),
     ("plot", "export", "benchmark", "paper", "kit.plan"),
-    ("kit.status",),
+    ("kit.status", "kit.slurm"),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
          ("sources.played", "mini.players"),
@@ -87,7 +87,8 @@ def test_imports_stand_at_the_top(name):
 
 
 def test_what_make_asks_needs_no_package():
-    names = {"kit", "tasks", "kit.settings", "kit.plan", "kit.lock", "kit.hours", "kit.status", "kit.watch"}
+    names = {"kit", "tasks", "kit.settings", "kit.plan", "kit.lock", "kit.hours", "kit.status", "kit.watch",
+             "kit.slurm", "kit.signals"}
     assert {m for name in names for m in imports(TREES[name])} <= names | sys.stdlib_module_names
 
 

@@ -5,9 +5,13 @@ import csv
 import functools
 import http.server
 import json
+import os
 import resource
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +27,10 @@ CELL = "hopper-medium-0.01"
 
 
 def stamps(folder):
-    """Modification times of everything the stages wrote."""
+    """Modification times of everything the stages wrote, but for the diary of calls."""
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
             for top in ("data", "runs", "results", "figures") for path in (folder / top).rglob("*")
-            if path.is_file()}
+            if path.is_file() and path.name not in ("log.txt", "cost.json")}
 
 
 def changed(before, after):
@@ -478,3 +482,69 @@ def test_all_ends_in_the_report_also_when_a_cell_failed(kit):
     before = stamps(kit.folder)
     kit("make", "report")
     assert changed(before, stamps(kit.folder)) == set()
+
+
+@pytest.mark.parametrize("goal", ["all", REACHER])
+def test_a_make_that_is_told_to_end_ends_the_stage_with_its_state_saved(kit, goal):
+    venv, folder = Path(sys.executable).parent.parent, kit.folder / f"runs/mini/{REACHER}/bc/seed0"
+    grid = (f"CELLS={REACHER}", "METHODS=bc", "ARGS=--steps 1000000 --log_every 100")
+    kit("make", "list")
+    process = subprocess.Popen(
+        ["make", f"VENV={venv}", "-o", f"{venv}/ready", "THREADS=1", "-j2", goal, *grid], cwd=kit.folder,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"MAKEFLAGS": ""})
+    while not (folder / "train.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()  # make alone, none of those that it started
+    assert process.wait() != 0
+    for _ in range(6000):
+        log = (folder / "log.txt").read_text()
+        if "exit code 143" in log and not (folder / "running.json").exists():
+            break
+        time.sleep(0.01)
+    assert "stopped by SIGTERM; the state of step" in log and "exit code 143" in log
+    assert (folder / "state.safetensors").exists() and not (folder / "running.json").exists()
+
+
+# --- a launcher that cannot be relied on ----------------------------------------------------------
+
+FLAKY = '''
+import os, random, signal, subprocess, sys, time
+
+count = len(open("launched").readlines()) if os.path.exists("launched") else 0
+random.seed(count)
+# once the list is at its end, it has had its fun
+what = ["kill", "delay", "fail", "kill", "late", "kill", "delay"][count] if count < 7 else "delay"
+print(what, file=open("launched", "a"))
+time.sleep(random.uniform(0, 0.3))
+if what == "fail":
+    sys.exit(1)
+process = subprocess.Popen(sys.argv[1:], start_new_session=True)
+if what == "kill":
+    try:
+        process.wait(random.uniform(0.2, 2.0))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+sys.exit(process.wait() or what == "late")
+'''
+
+
+def test_a_launcher_that_delays_fails_and_kills_comes_to_the_bytes_of_a_local_make(tmp_path):
+    folders, grid = [tmp_path / "local", tmp_path / "launched"], (REACHER, SHORT, "METHODS=bc")
+    kits = []
+    for folder in folders:
+        folder.mkdir()
+        kits.append(make_kit(folder))
+    (folders[1] / "flaky.py").write_text(FLAKY)
+    kits[0]("make", *grid)
+    launch = f"LAUNCH={sys.executable} flaky.py"
+    passes = 1
+    while kits[1]("make", "-k", *grid, launch, check=False).returncode:
+        passes += 1
+        assert passes < 12
+    launched = (folders[1] / "launched").read_text().split()
+    assert {"kill", "fail", "late", "delay"} <= set(launched) and passes >= 3
+    kept = [{path.relative_to(folder): path.read_bytes() for room in ("runs", "data", "results")
+             for path in (folder / room).rglob("*") if path.is_file()
+             and path.name not in ("log.txt", "cost.json")} for folder in folders]
+    assert kept[0] == kept[1] and len(kept[0]) > 6

@@ -38,7 +38,7 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path):
 
 
 def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path):
-    kept = [tmp_path / name for name in ("final.safetensors", "eval.1a2b3c4d.part.csv")]
+    kept = [tmp_path / name for name in ("final.safetensors", "eval.1a2b3c4d.csv")]
     for path in [*kept, tmp_path / ".final.123.part.safetensors"]:
         path.write_bytes(b"x")
     artifacts.remove_leftovers(tmp_path)

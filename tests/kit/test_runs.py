@@ -1,0 +1,164 @@
+"""What a run goes on from: stopped, killed or damaged at any step, it ends in the same bytes."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kit import runs, settings, signals
+from train import fit
+
+STEPS = 9
+RECORD = {"profile": "mini", "cell": "toy-1", "method": "toy", "seed": 3, "steps": STEPS, "eval_every": 4,
+          "log_every": 3, "state_every": 5.0} | dict.fromkeys(settings.MACHINE, "this")
+FOLDER = Path("runs/mini/toy-1/toy/seed3")
+
+
+class Killed(BaseException):
+    """Nothing of the kit handles it, as nothing handles kill -9."""
+
+
+def train(meanwhile=None, **changed):
+    """A run of a toy network. meanwhile: {step: a function that is called in its update}."""
+    torch.manual_seed(0)
+    net, late = torch.nn.Linear(4, 2), torch.nn.Linear(2, 1)
+    weights = {f"{name}.{key}": p for name, part in (("net", net), ("late", late))
+               for key, p in part.named_parameters()}
+    optimizers = [torch.optim.Adam(part.parameters(), fused=True, lr=0.1) for part in (net, late)]
+
+    def update(step, rng):
+        x = torch.from_numpy(rng.normal(size=(5, 4))).float()
+        loss = (late(torch.nn.functional.dropout(net(x), 0.3)) - 1).square().mean()
+        for optimizer in optimizers[:2 if step % 2 else 1]:  # one that has no moments at first
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers[:2 if step % 2 else 1]:
+            optimizer.step()
+        (meanwhile or {}).get(step + 1, bool)()
+        return {"toy_loss": loss.item(), "lr": 0.1 / (step + 1)} | ({"odd": step / 7} if step % 2 else {})
+
+    fit(RECORD | changed, weights, optimizers, update, weights, "toy")
+
+
+def files():
+    return {path.name: path.read_bytes() for path in FOLDER.iterdir()}
+
+
+@pytest.fixture
+def once(tmp_path, monkeypatch):
+    """The files of a run that nothing happened to; the folder is empty again."""
+    monkeypatch.chdir(tmp_path)
+    train()
+    kept = files()
+    assert set(kept) == {"config.json", "train.csv", "final.safetensors", "step-0000004.safetensors",
+                         "step-0000008.safetensors"}
+    for path in FOLDER.iterdir():
+        path.unlink()
+    return kept
+
+
+def resumed(capsys):
+    """Where the run of the same words goes on; it ends in the same bytes as one that nothing happened to."""
+    capsys.readouterr()
+    train()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "; toy" in line)
+    return line.removeprefix("mini/toy-1/toy/seed3: ").removesuffix("; toy")
+
+
+def same(files, once):
+    return {**files, "config.json": b""} == {**once, "config.json": b""}  # which names state_every
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_at_any_step_loses_none(once, monkeypatch, capfd, number, code):
+    for step in range(1, STEPS):
+        with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
+            train({step: lambda patched=patched: patched.setattr(signals, "first", number)})
+        assert stop.value.code == code
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1 and number.name in said and f"the state of step {step} is saved" in said
+        assert resumed(capfd) == f"resuming at step {step}"
+        assert files() == once, step
+        for path in FOLDER.iterdir():
+            path.unlink()
+
+
+def test_a_signal_in_the_last_step_loses_nothing(once, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        train({STEPS: lambda: monkeypatch.setattr(signals, "first", signal.SIGTERM)})
+    assert stop.value.code == 143 and files() == once
+
+
+def killed():
+    raise Killed
+
+
+def test_the_state_is_saved_when_minutes_have_passed_and_not_at_checkpoints_alone(once, monkeypatch, capsys):
+    now = [1000.0]
+
+    def minutes_pass():
+        now[0] += 301
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(time, "monotonic", lambda: now[0])
+        train({2: minutes_pass, 4: killed})
+    assert resumed(capsys) == "resuming at step 2" and files() == once
+
+
+def test_how_often_is_no_other_run(once, capsys):
+    with pytest.raises(Killed):
+        train({7: killed}, state_every=0.0)
+    assert resumed(capsys) == "resuming at step 6" and same(files(), once)
+
+
+def damage(name):
+    path = FOLDER / name
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 1
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("at, before", [(3, 1), (6, 4), (9, 7)])
+def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(once, capsys, at, before):
+    with pytest.raises(Killed):
+        train({at: killed}, state_every=0.0)
+    damage("state.safetensors")
+    capsys.readouterr()
+    with pytest.raises(Killed):
+        train({before + 1: killed})
+    said = capsys.readouterr().out
+    assert "/state.safetensors is damaged" in said and "goes on from state-before.safetensors" in said
+    assert resumed(capsys) == f"resuming at step {before}" and same(files(), once)  # still the last sound one
+
+
+def test_two_damaged_states_are_one_line(once):
+    with pytest.raises(Killed):
+        train({5: killed}, state_every=0.0)
+    damage("state.safetensors")
+    damage("state-before.safetensors")
+    with pytest.raises(SystemExit, match="state-before.safetensors is damaged"):
+        train()
+
+
+def test_killed_between_two_savings_it_goes_on_from_the_one_that_is_there(once, capsys):
+    with pytest.raises(Killed):
+        train({6: killed}, state_every=0.0)
+    (FOLDER / "state.safetensors").rename(FOLDER / "state-before.safetensors")
+    assert resumed(capsys) == "resuming at step 5" and same(files(), once)
+
+
+def test_fresh_also_helps_where_the_record_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = "mini/hopper-medium-0.01/dt/seed0"
+    config, folder = settings.configuration(run), Path("runs") / run
+    folder.mkdir(parents=True)
+    for name in ("config.json", "final.safetensors", "eval.csv"):
+        (folder / name).touch()
+    with pytest.raises(SystemExit) as stop:  # what is there cannot be compared
+        runs.begin(folder, config, {}, [], replace=True, fresh=False)
+    assert "config.json is not readable" in str(stop.value) and "--fresh" in str(stop.value)
+    runs.begin(folder, config, {}, [], replace=False, fresh=True)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert json.loads((folder / "config.json").read_text())["steps"] == config["steps"]
