@@ -372,7 +372,9 @@ def test_the_plan_of_the_full_grid_of_both_profiles_takes_seconds(kit):
     kit("make", "list")
     for word in ("plan", "status"):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        said = kit("make", word, *every).stdout
+        done = kit("make", word, *every)
+        said = done.stdout
+        assert done.stderr == ""
         now = resource.getrusage(resource.RUSAGE_CHILDREN)  # a clock would measure the other tests, too
         assert now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime < 5
         assert "runs, 0 done" in said and len(said.splitlines()) < 120
