@@ -232,7 +232,8 @@ videos: $$(foreach task,$$(TASKS),$$(if $$(call finished,$$(task)),videos/$$(PRO
 	@$(foreach task,$(TASKS),$(if $(call finished,$(task)),,echo \
 	  "$(task): no finished run of PROFILE=$(PROFILE) METHODS=\"$(METHODS)\" SEEDS=\"$(SEEDS)\"; left out";)):
 
-videos/$(PROFILE)/%.gif: $$(call finished,$$*)
+# the first of them, because make plan may be asked for both
+videos/$(firstword $(PROFILE))/%.gif: $$(call finished,$$*)
 	$(LAUNCH) $(PYTHON) evaluate.py $(patsubst runs/%/final.safetensors,%,$<) --video $@
 
 # --- watching ----------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def said_running(name):
 
 def failures(found, states):
     """[(name, why)]: data first, because runs wait for them."""
-    return [*((name, why) for name, (state, why) in states.items() if state in ("failed", "stopped")),
+    return [*((name, why) for name, (state, why) in states.items() if state == "failed"),
             *((run.name, run.why) for run in found if run.state == "failed")]
 
 
@@ -240,8 +240,7 @@ def say_failures(found):
     """At the end of make: what failed, in one line each, and the command to see why."""
     failed = failures(found, preparations(found))
     count = collections.Counter(run.state for run in found)
-    others = [f"{count[state]} {said}" for state, said in (("stopped", "were stopped"), ("waiting", "wait"))
-              if count[state]]
+    others = [f"{count[state]} {state}" for state in ("stopped", "waiting") if count[state]]
     lines = ["", ", ".join([f"{len(failed) or 'none'} failed", *others]) + ":" * bool(failed)]
     for name, why in failed[:30]:
         said = end_of_log(folder_of(name), 1)

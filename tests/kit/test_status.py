@@ -149,7 +149,7 @@ def test_one_screen_has_where_since_when_how_far_and_the_end_of_the_log(grid):
     assert "waiting: 6, 0 of them begun" in text
 
     failures = status.say_failures(list(grid().values()))
-    assert failures[1] == "2 failed, 6 wait:"
+    assert failures[1] == "2 failed, 6 waiting:"
     assert "no server" in failures[2] and "bad line" in failures[4]
     assert failures[3].strip() == "tail runs/mini/walker2d-medium-0.01/log.txt"
 
@@ -168,7 +168,7 @@ def test_many_failures_still_fit_on_the_screen(grid):
 
 def test_where_a_launcher_failed_before_any_run_began_that_is_said(grid):
     lines = status.say_failures(list(grid().values()))
-    assert lines[1] == "none failed, 8 wait" and "make printed above" in lines[2]
+    assert lines[1] == "none failed, 8 waiting" and "make printed above" in lines[2]
     assert lines[-1].startswith("0 of 8 runs are done")
 
 
