@@ -62,8 +62,8 @@ def note(number, _):
     global first
     if os.getpid() != owner:  # forked a moment ago, before in_child
         os._exit(128 + number)
-    first = first or number
-    if not holding:
+    again, first = first is not None, first or number
+    if not (again or holding):  # a second signal may come while the first one is being answered
         # no exception, which would be lost where Python ignores it: in __del__, in a callback
         say("nothing is half written")
         os._exit(128 + first)

@@ -63,7 +63,7 @@ def test_what_is_filmed_is_what_was_evaluated(finished, capsys):
 def test_another_return_than_evaluated_is_said(finished, capsys):
     path = artifacts.run_folder(RUN) / "eval.csv"
     rows = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
-    artifacts.write_csv(path, artifacts.RESULT_COLUMNS, [row | {"return": "7.0000"} for row in rows])
+    artifacts.write_csv(path, tuple(rows[0]), [row | {"return": "7.0000"} for row in rows])
     film(finished / "film.gif", at_once=1)
     assert "; eval.csv has 7.0000 after" in capsys.readouterr().out
 

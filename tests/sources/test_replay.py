@@ -22,7 +22,7 @@ def test_dqn_replays_files_are_read_by_the_episode(tmp_path):
     arrays, lengths = replay_arrays(actions=6)
     files = write_replay(tmp_path / "Pong/1/replay_logs", arrays)
     for ratio in (1.0, 0.3):
-        name, source, digest, total, chosen, data, returns = replay.load(
+        name, source, digest, total, chosen, data, returns, _ = replay.load(
             PONG | {"ratio": ratio}, str(tmp_path), OPTIONS)
         assert total == 10 and len(chosen) == 10 * ratio and returns is None  # clipped rewards are no score
         assert name == "dqn-replay-Pong-1-10" and source == files["observation"].name
