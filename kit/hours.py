@@ -18,8 +18,8 @@ from pathlib import Path
 from kit.lock import read_json
 
 # what a step's time depends on, beside profile, task and method
-COSTLY = ("batch_size", "context", "lm", "trunk", "train", "lora_rank", "lm_weight", "lm_batch_size",
-          "lm_block", "hidden", "hidden_layers")
+COSTLY = ("batch_size", "context", "lm", "lm_layers", "trunk", "train", "lora_rank", "lm_weight",
+          "lm_batch_size", "lm_block", "hidden", "hidden_layers")
 
 
 def episodes_of(config):

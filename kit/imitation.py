@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit import artifacts, fail
+from kit import artifacts, fail, runs
 from kit.language_models import load_tokenizer
 from train import training_arrays, windows
 
@@ -78,8 +78,7 @@ def training_loss(config, step):
     name = "action_loss" if config["kind"] == "sequence" else "actor_loss"
     if not imitates(config) or name == "actor_loss" and config["discrete"]:
         return None
-    run = "/".join([config["profile"], config["cell"], config["method"], f"seed{config['seed']}"])
-    path = artifacts.run_folder(run) / "train.csv"
+    path = artifacts.run_folder(runs.run_of(config)) / "train.csv"
     rows = artifacts.read_csv(path, ("step", name)) if path.exists() else []
     return next((float(row[name]) for row in rows if int(row["step"]) == step), None)
 

@@ -20,7 +20,6 @@ come on two ways. Standard library only.
 
 import contextlib
 import ctypes
-import functools
 import os
 import signal
 import sys
@@ -40,15 +39,15 @@ def catch():
     for number in NUMBERS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for what runs in the background
             signal.signal(number, note)
-    os.register_at_fork(after_in_child=functools.partial(in_child, os.getpid()))
+    os.register_at_fork(after_in_child=in_child)
 
 
-def in_child(parent):
+def in_child():
     for number in NUMBERS:
         if signal.getsignal(number) == note:
             signal.signal(number, signal.SIG_DFL)
     die_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:  # which has ended meanwhile
+    if os.getppid() != owner:  # which has ended meanwhile
         os._exit(1)
 
 

@@ -13,7 +13,7 @@ A job that gets SIGTERM while it runs (pre-emption, or two minutes before --time
 run saves its state, the job queues itself again, and goes on there. A job that was cancelled stays so, and so
 does one that failed; what waits for it is cancelled, too. The next `make sbatch` hands them in again.
 
-reads   make's variables PROFILE METHODS SEEDS LM DATA TEXT ARGS REPLACE FRESH TENSORBOARD, and
+reads   make's variables PROFILE METHODS SEEDS SUBSETS LM DATA TEXT ARGS REPLACE FRESH TENSORBOARD, and
             THREADS  processors of a job; 1 if it is empty
             SBATCH   more options of sbatch, as its manual has them
             ARRAY    the largest array; what Slurm allows if it is empty
@@ -57,10 +57,9 @@ def jobs_of(cells, make):
     words = dict.fromkeys(tuple(word.split(":", 1)) for word in plan(cells, True, make))
     runs = [name for what, name in words if what == "run"]
     anew = ["--fresh"] if make["FRESH"] else ["--replace"] if make["REPLACE"] else []
-    replace = ["--replace"] if anew else []
     events = ["--tensorboard"] if os.environ.get("TENSORBOARD") else []
     given = ["--data", make["DATA"]] if make["DATA"] else []
-    before = {cell: [["prepare_data.py", cell, *given, *replace]] for what, cell in words if what == "data"}
+    before = {cell: [["prepare_data.py", cell, *given, *anew]] for what, cell in words if what == "data"}
     missing = {}
     for run in runs:
         profile, _, _, method, _ = settings.parse_run(run)
@@ -71,7 +70,7 @@ def jobs_of(cells, make):
         cell = run.rsplit("/", 2)[0]
         needs = [cell] if cell in before else []
         if ("text", run) in words:
-            name, command = text_of(profile, method, lm, make["TEXT"], replace)
+            name, command = text_of(profile, method, lm, make["TEXT"], anew)
             before[name] = [command]
             needs.append(name)
         if ("train", run) in words:
@@ -81,12 +80,12 @@ def jobs_of(cells, make):
     return before, missing, len(runs) - len(missing)
 
 
-def text_of(profile, method, lm, given, replace):
+def text_of(profile, method, lm, given, anew):
     """(a name, the command) of the text that a run reads: one for all that have the same tokenizer's LM."""
     own = settings.own_lm(profile, method)
     lm = lm or (["--lm", own] if own else [])
     name = f"{profile}/text" + "".join(f"-{word.replace('/', '-')}" for word in lm[1:])
-    return name, ["prepare_data.py", f"{profile}/text", *lm, *(["--text", given] if given else []), *replace]
+    return name, ["prepare_data.py", f"{profile}/text", *lm, *(["--text", given] if given else []), *anew]
 
 
 # --- what is queued ------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def say_status(found, make, height, width):
     lines = [headline(found, make), f"to come: {in_all(found, measured())}"]
     room = height - len(lines) - 4 - 2 * bool(running) - 2 * bool(failed)
     half = max(room - min(len(failed) * 2, room // 2), 1)
-    lines += section("running", [line for name in running for line in [said_running(name)]], half)
+    lines += section("running", [said_running(name) for name in running], half)
     each = 3 if len(failed) * 3 <= room - min(len(running), half) else 2
     said = [said_failed(name, why, each - 1) for name, why in failed]
     kept = max((room - min(len(running), half)) // each, 1)

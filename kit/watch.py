@@ -32,6 +32,7 @@ from pathlib import Path
 
 from kit import fail
 from kit.lock import clock, held, read_json, who, write_json
+from kit.settings import run_name
 from kit.signals import die_with_parent
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -220,7 +221,7 @@ def main(command, gpus):
         fail("give a stage and what it works on: python -m kit.watch train.py PROFILE/CELL/METHOD/seedN")
     if gpus and not (gpus.isdigit() and int(gpus)):
         fail(f"GPUS={gpus} is no number of GPUs")
-    name, stage = command[1].strip("/").removeprefix("runs/"), STAGES.get(Path(command[0]).stem, "data")
+    name, stage = run_name(command[1]), STAGES.get(Path(command[0]).stem, "data")
     folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
     on_signals(PASSED_ON, give_up)  # until the stage is there

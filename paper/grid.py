@@ -158,4 +158,5 @@ def facts(lines):
     shown = ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
     said = "" if len(counts) == 1 else f" ({counts[0]} to {counts[-1]} of them a method and cell)"
     return (f"Seed{'s' * (len(seeds) != 1)} {' '.join(map(str, seeds))}{said}; "
-            f"{' or '.join(map(str, episodes))} episodes an evaluation; data {shown}.")
+            f"{' or '.join(map(str, episodes))} episode{'s' * (episodes != [1])} an evaluation; "
+            f"data {shown}.")

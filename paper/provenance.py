@@ -59,7 +59,8 @@ def warnings_of(line, seeds):
     if len(line["seeds"]) < 3:
         said.append(f"{len(line['seeds'])} seed{'s' * (len(line['seeds']) > 1)}, fewer than the paper's 3")
     if line["evaluations"] < line["window"]:
-        said.append(f"{line['evaluations']} evaluations, not {line['window']}")
+        said.append(f"{line['evaluations']} evaluation{'s' * (line['evaluations'] > 1)}, "
+                    f"not {line['window']}")
     if line["changed"]:
         said.append(f"settings changed: {line['changed']}")
     for name, what in (("code", "commits"), ("data_sha256", "data"), ("torch", "versions of torch")):

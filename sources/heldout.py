@@ -30,12 +30,12 @@ def keep(config, source, options, found=None):
 
 
 def keep_of_player(config, options):
-    """The task's file, unless it is there and its player and environment are still the same."""
+    """The task's file, unless it is there, of the same player and environment, and --fresh is not given."""
     path = heldout_path(f"{config['profile']}/{config['task']}")
     made_from = {name: config[name] for name in played.SETTINGS if name in config and name != "trajectories"}
     made_from |= {"sha256": played.digest(config, "", options), "episodes": sources.HELDOUT}
     with locked(path):
-        if path.exists() and load_provenance(path).get("made_from") == made_from:
+        if path.exists() and not options.fresh and load_provenance(path).get("made_from") == made_from:
             return
         found = played.numbered(config, options, np.arange(FIRST, FIRST + sources.HELDOUT))
         save(path, config, found, found.chosen, found.arrays, made_from=made_from,

@@ -165,9 +165,10 @@ def test_one_that_is_trained_is_only_played(cluster):
     assert "dependency" not in cluster.jobs()[-1]["options"]
 
 
-def test_a_job_does_what_make_would_do(cluster):
+@pytest.mark.parametrize("anew", ["REPLACE=1", "FRESH=1", "REPLACE="])
+def test_a_job_does_what_make_would_do(cluster, anew):
     grid = ("CELLS=kitchen-complete-0.3", "METHODS=lamo dt bc lamo-smollm2", "ARGS=--steps 4 --lr 1e-3",
-            "REPLACE=1", "TENSORBOARD=1")
+            anew, "TENSORBOARD=1")
     planned = cluster.kit("make", "-n", "kitchen-complete-0.3", *grid).stdout.splitlines()
     wanted = [shlex.split(line)[3:] for line in planned if "kit.watch" in line]
     cluster.sbatch(*grid)
