@@ -38,7 +38,7 @@ def stages(tmp_path, monkeypatch, capsys):
     """stages(cell, methods, data, **settings): what make runs for a cell, in this process and in an empty
     folder. Returns what the table says."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "HELDOUT", 2)
+    monkeypatch.setattr(sources, "HELDOUT", 1)
     monkeypatch.setattr(multiprocessing, "Pool", multiprocessing.pool.ThreadPool)
     for task, row in tasks.TASKS.items():
         monkeypatch.setitem(tasks.TASKS, task, row | EPISODES | {"mini": row.get("mini", {}) | EPISODES})
