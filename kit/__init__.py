@@ -27,6 +27,14 @@ from pathlib import Path
 
 
 def fail(message):
-    """End the program with one line: what is wrong, in which file, and what to do."""
+    """End the program with one line: what is wrong, in which file, and what to do. What a name or a file
+    brought along and would break the line, or command a terminal, is spelt."""
     program = Path(sys.argv[0])
-    sys.exit(f"{program.parent.name if program.stem == '__main__' else program.stem}: {message}")
+    said = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message)
+    sys.exit(f"{program.parent.name if program.stem == '__main__' else program.stem}: {said}")
+
+
+# every program of the kit imports this first; so far, older versions of Python can read them
+if sys.version_info < (3, 11):  # noqa: UP036
+    fail(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; make setup makes .venv, whose "
+         "Python is: .venv/bin/python, or BASE_PYTHON=/path/to/python3.11 make setup")

