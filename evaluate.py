@@ -119,6 +119,10 @@ def load_run(run):
     frozen in training is not what is found now."""
     checkpoints = artifacts.checkpoint_paths(run)
     config = artifacts.load_config(run)
+    env = settings.configuration(run)["env"]  # gymnasium imports what stands before a colon in it
+    if config.get("env") != env:
+        fail(f"{artifacts.run_folder(run)}/config.json names the environment {config.get('env')!r}, and that "
+             f"of {run} is {env}; it is no run of this kit's")
     torch.manual_seed(config["seed"])  # as it was built for training, frozen random parts included
     # the checkpoints have all of the LoRA that an adapter started
     model = build_model(config | {"adapter": ""}) if config["kind"] == "sequence" else build_actor(config)

@@ -8,6 +8,7 @@ watch            stands before a stage: its log, its cost, its GPU; lock: one pr
 slurm            a grid as job arrays; signals: how a stage ends when it is told to
 status           what a grid is doing; hours: how long it takes; progress: what a stage says meanwhile
 language_models  where a language model is found, loaded, and named by digest
+limits           what a file from elsewhere may claim
 quick            the same functions, computed with less
 adapters         LoRA in the format of the peft library
 envs             the environments

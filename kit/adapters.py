@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
-from kit import fail
+from kit import fail, limits
 from kit.artifacts import first_words, write_json, write_whole
 from lora import TARGETS, LoRA
 
@@ -77,9 +77,12 @@ def import_peft(model: nn.Module, folder) -> None:
 def read_peft(folder):
     """(tensors, rank, scale) of an adapter's two files."""
     try:
+        limits.adapter_folder(folder)
         config = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
         rank, alpha = config["r"], config["lora_alpha"]
+        if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+            raise ValueError(f"r is {rank} and lora_alpha {alpha}; both have to be numbers above 0")
     except Exception as error:  # OSError, ValueError, KeyError, safetensors' own
         refuse(folder, f"is not readable ({first_words(error)}); it needs adapter_config.json and "
                "adapter_model.safetensors")

@@ -36,7 +36,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from kit import fail
+from kit import fail, limits
 
 RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "step", "target_return",
                   "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
@@ -258,6 +258,7 @@ def load_arrays(path, wanted):
     """(arrays, provenance) of a file save_arrays wrote; one line and exit if it is not there or damaged."""
     name = f"{Path(path).parent.name}/{Path(path).stem}"
     try:
+        limits.arrays_file(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != "provenance"}
             provenance = json.loads(str(file["provenance"]))
@@ -276,6 +277,7 @@ def load_arrays(path, wanted):
 def load_provenance(path):
     """The provenance alone, without reading the arrays."""
     try:
+        limits.arrays_file(path)
         with np.load(path, allow_pickle=False) as file:
             provenance = json.loads(str(file["provenance"]))
         if not isinstance(provenance, dict):

@@ -23,6 +23,7 @@ from sources.download import download, is_url, url_folder
 SETTINGS = ("env", "dataset")
 URL = "https://storage.googleapis.com/atari-replay-datasets/dqn/"
 PARTS = ("observation", "action", "reward", "terminal")
+ROWS = 4_000_000  # at most, of each part; a checkpoint of DQN replay has a million
 
 
 def digest(config, where, options):
@@ -85,8 +86,10 @@ def open_npy(path):
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("another version of .npy")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+    if dtype.hasobject or dtype.kind not in "fiub":
+        raise ValueError("it holds no numbers")
+    if not shape or shape[0] > ROWS:
+        raise ValueError(f"it claims shape {shape}, and the limit is {ROWS:,} rows")
     return stream, shape, dtype
 
 
@@ -101,8 +104,8 @@ def read_columns(files, config):
         try:
             stream, shape, dtype = open_npy(files[part])
             with stream:
-                columns[part] = np.frombuffer(stream.read(int(np.prod(shape)) * dtype.itemsize), dtype)
-            if len(columns[part]) != shape[0]:
+                columns[part] = np.frombuffer(stream.read(shape[0] * dtype.itemsize), dtype)
+            if len(columns[part]) != shape[0] or len(shape) > 1:
                 raise EOFError("it ends early")
         except (OSError, EOFError, ValueError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
             unreadable(files[part], error)
