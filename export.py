@@ -25,7 +25,7 @@ def export(run, folder):
     config, model, checkpoints = load_run(run)
     if config.get("train") != "lora":
         fail(f"{run} has no LoRA to export; its method is {config['method']}")
-    load_checkpoint(model, checkpoints[-1], run)
+    load_checkpoint(model, checkpoints[-1], config)
     frozen = load_language_model(config["lm"], 0.0, layers=config.get("lm_layers", 0))
     export_peft(model.trunk, folder, frozen, config["lm"])
     print(f"{folder}: the adapter of {run}, for peft; the trajectories' embeddings are not in it")

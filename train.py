@@ -181,12 +181,12 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
     """
     run, steps = runs.run_of(record), record["steps"]
     folder = artifacts.run_folder(run)
-    done, seen = runs.begin(folder, record, weights, optimizers, replace, fresh)
+    done, logged = runs.begin(folder, record, weights, optimizers, replace, fresh)
     if (folder / "final.safetensors").exists():
         print(f"{run}: is finished, with these settings; --fresh trains it again")
         return
     print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; {about}", flush=True)
-    log = artifacts.Log(folder / "train.csv", done, events, seen)
+    log = artifacts.Log(folder / "train.csv", events, **logged)
     state = runs.State(folder, weights, optimizers, record["state_every"])
     progress = Progress(f"{run}: training", done, steps, "step")
     for step in progress:
@@ -206,7 +206,7 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
             artifacts.save_tensors(folder / f"step-{step + 1:07d}.safetensors", saved, run=run, step=step + 1)
         if not last and (checkpoint or state.due() or signals.asked()):
             log.save()
-            state.save(step + 1, log.seen)
+            state.save(step + 1, log)
             if signals.asked():
                 signals.leave(f"the state of step {step + 1:,} is saved")
     log.save()

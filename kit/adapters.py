@@ -14,8 +14,8 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
-from kit import fail
-from kit.artifacts import first_words, write_json, write_whole
+from kit import fail, seals
+from kit.artifacts import first_words, write_whole
 from lora import TARGETS, LoRA
 
 
@@ -43,7 +43,9 @@ def export_peft(model: nn.Module, folder, base: nn.Module, name: str = "") -> No
               "target_modules": sorted({path.rpartition(".")[2] for path in layers})}
     tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
     write_whole(Path(folder) / "adapter_model.safetensors", lambda part: save_file(tensors, part))
-    write_json(Path(folder) / "adapter_config.json", config)
+    text = json.dumps(config, indent=1) + "\n"
+    write_whole(Path(folder) / "adapter_config.json", lambda part: part.write_text(text))
+    seals.write_list(folder, ("adapter_config.json", "adapter_model.safetensors"))
 
 
 @torch.no_grad()
@@ -77,6 +79,7 @@ def import_peft(model: nn.Module, folder) -> None:
 def read_peft(folder):
     """(tensors, rank, scale) of an adapter's two files."""
     try:
+        seals.check_list(folder)
         config = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
         rank, alpha = config["r"], config["lora_alpha"]

@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 from transformers.utils import logging
 
 from kit import fail
-from kit.artifacts import first_words, sha256
+from kit.artifacts import first_words
+from kit.seals import sha256
 from tasks import LANGUAGE_MODELS
 
 # Families whose attention lora.py adapts and whose positions can be left out, as config.json calls them.

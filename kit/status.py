@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from kit import plan, settings
+from kit import plan, seals, settings
 from kit.hours import measured, median, seconds_left, spell
 from kit.lock import alive, read_json, who
 
@@ -74,7 +74,7 @@ def how_it_ended(folder):
     """(state, why) of what is not done and not running."""
     if (owner := read_json(folder / "running.json")):
         return "failed", f"{who(owner)}, since {owner.get('since')}, is gone and left no exit code"
-    last = read_json(folder / "cost.json").get("last", {})
+    last = seals.read_report(folder / "cost.json").get("last", {})
     if not last.get("exit"):
         return "waiting", ""
     why = f"{last.get('stage')}, exit code {last['exit']}, {last.get('ended')} on {last.get('host')}"

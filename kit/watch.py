@@ -30,8 +30,8 @@ import termios
 import time
 from pathlib import Path
 
-from kit import fail
-from kit.lock import clock, held, read_json, who, write_json
+from kit import fail, seals
+from kit.lock import clock, held, read_json, who
 from kit.settings import run_name
 from kit.signals import die_with_parent
 
@@ -139,8 +139,12 @@ def copy(process, ends, log):
 # --- what it took ------------------------------------------------------------------------------
 
 def add_cost(folder, stage, more):
-    """Add a call to runs/NAME/cost.json: to its stage, and to the run."""
-    cost = read_json(folder / "cost.json")
+    """Add a call to runs/NAME/cost.json: to its stage, and to the run. One that is damaged stops no run."""
+    path, cost = folder / "cost.json", {}
+    try:
+        cost = seals.read_json(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        print(f"{path} is not readable ({error}); what the run takes is counted anew", flush=True)
     for total in (cost, cost.setdefault(stage, {})):
         for name in ("wall", "cpu", "calls"):
             total[name] = round(total.get(name, 0) + more[name], 3)
@@ -150,7 +154,7 @@ def add_cost(folder, stage, more):
     part["seconds"] = round(part.get("seconds", 0) + more["seconds"], 3)
     part["steps_per_second"] = round(part["steps"] / part["seconds"], 4) if part["seconds"] else None
     cost["last"] = {name: more[name] for name in ("exit", "ended", "host")} | {"stage": stage}
-    write_json(folder / "cost.json", cost)
+    seals.write_whole(path, seals.json_text(cost))
 
 
 def steps_of(folder):

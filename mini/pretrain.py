@@ -69,8 +69,9 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from kit import runs
-from kit.artifacts import load_tensors, save_tensors, sha256, write_csv, write_json
+from kit.artifacts import load_tensors, save_tensors, write_csv, write_json
 from kit.language_models import load_language_model, load_tokenizer
+from kit.seals import sha256
 
 SHUFFLE_BLOCK = 1024  # the length of the authors' text blocks
 EARLY = 0.1           # the share of the tokens after which --early keeps a copy

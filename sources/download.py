@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kit import fail
-from kit.artifacts import sha256
+from kit.seals import sha256
 
 DOWNLOADS = Path("data/downloads")
 

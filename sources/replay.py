@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kit import fail
-from kit.artifacts import first_words, sha256
+from kit.artifacts import first_words
+from kit.seals import sha256
 from sources import Episodes, choose, others, take_episodes
 from sources.download import download, is_url, url_folder
 
