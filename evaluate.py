@@ -55,7 +55,7 @@ from baselines import build_actor
 from kit import video
 from kit.envs import make_env
 from kit.imitation import columns, load_heldout
-from kit.language_models import shape_digests
+from kit.language_models import input_digests
 from kit.policy import Policy
 from kit.progress import Progress
 from kit.quick import pick_device
@@ -122,8 +122,9 @@ def load_run(run):
     # the checkpoints have all of the LoRA that an adapter started
     model = build_model(config | {"adapter": ""}) if config["kind"] == "sequence" else build_actor(config)
     frozen = {name: p.numpy() for name, p in model.named_parameters() if not p.requires_grad}
-    shape = set(shape_digests(config).values()) <= set(config["inputs"].values())
-    if not shape or artifacts.arrays_digest(frozen) != config["frozen_sha256"]:
+    same = config["kind"] != "sequence" or set(
+        input_digests(config | {"adapter": ""}).values()) <= set(config["inputs"].values())
+    if not same or artifacts.arrays_digest(frozen) != config["frozen_sha256"]:
         fail(f"{run} was trained on {config['lm_id']}, and {config['lm']} now is another language model; "
              "put the first one back, or train the run again: --replace, or make ... REPLACE=1")
     return config, model.eval(), checkpoints

@@ -149,21 +149,23 @@ def write_list(folder, names=()):
     write_whole(Path(folder) / LISTED, "".join(lines))
 
 
-def check_list(folder, required=False):
-    """ValueError if a file is not the one that the folder's SHA256SUMS lists; without a list, if one is
-    required."""
+def check_list(folder, only=None):
+    """ValueError if a file is not the one that the folder's SHA256SUMS lists. A folder without a list may be
+    anybody's, and is not checked.
+
+    only    the name of one file, which has to be listed
+    """
     path = Path(folder) / LISTED
-    if not path.exists():
-        if required:
-            raise ValueError(f"it has no {LISTED}")
+    if only is None and not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        if Path(name).name != name or not name:
-            raise ValueError(f"its {LISTED} has a line that names no file of the folder")
-        if not (path.with_name(name)).is_file():
-            raise ValueError(f"{name} is not there, which its {LISTED} lists")
-        if sha256(path.with_name(name)) != digest:
+    lines = [line.partition("  ")[::2] for line in path.read_text(encoding="utf-8").splitlines()]
+    listed = {name: digest for digest, name in lines if name and Path(name).name == name}
+    if len(listed) < len(lines) or only is not None and only not in listed:
+        raise ValueError(f"{LISTED} does not list {only or 'the files of its folder'}")
+    for name in listed if only is None else [only]:
+        if not path.with_name(name).is_file():
+            raise ValueError(f"{name} is not there, which {LISTED} lists")
+        if sha256(path.with_name(name)) != listed[name]:
             raise ValueError(f"{name} is not the file that {LISTED} lists; put it back, or, if it is meant: "
                              "python -m kit.seals FOLDER")
 

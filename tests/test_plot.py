@@ -1,5 +1,7 @@
 """plot.py: the paper's numbers as printed, the score's rule, the intervals, the table, the figure."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from conftest import one_line
@@ -249,8 +251,9 @@ def test_damaged_results_end_in_one_line(plotted, monkeypatch):
         assert damaged != whole
         for sealed in (False, True):
             path.write_text(damaged)
-            if sealed and damaged and damaged != whole[:-20]:
-                seals.seal(path)  # whoever wrote it meant it
+            if sealed:  # as if it was meant
+                with contextlib.suppress(ValueError):
+                    seals.seal(path)
             with pytest.raises(SystemExit, match="hopper-medium-0.01.csv") as stop:
                 plot.load_results(CELL)
             assert len(str(stop.value).splitlines()) == 1
