@@ -34,7 +34,7 @@ import os
 import sys
 from pathlib import Path
 
-from kit import artifacts, fail, runs, settings, signals
+from kit import artifacts, fail, runs, seals, settings, signals
 from kit.gathering import collect, load_rows, of_run
 
 OPTIONS = settings.options(__doc__, run="maybe")
@@ -95,7 +95,10 @@ def play_together(policy, config, envs, jobs, progress):
     alive, rewards = np.arange(len(jobs)), None
     policy.reset([target or 0.0 for target, _ in jobs])
     for t in range(config["horizon"]):
-        actions = policy.act(np.stack([observations[i] for i in alive]), rewards)
+        try:
+            actions = policy.act(np.stack([observations[i] for i in alive]), rewards)
+        except FloatingPointError as error:
+            fail(f"{runs.run_of(config)}: {error}: it has diverged; train it again with a smaller --lr")
         rewards = np.zeros(len(alive))
         for n, i in enumerate(alive):
             observations[i], rewards[n], terminated, truncated, _ = envs[i].step(actions[n])
@@ -118,15 +121,17 @@ def load_run(run):
     """(config, model in evaluation mode, its checkpoints in order of steps); one line and exit if what was
     frozen in training is not what is found now."""
     config, checkpoints = artifacts.checkpoint_paths(run)
+    another = (f"{run} was trained on {config['lm_id']}, and {config.get('lm')} now is another language "
+               "model; put the first one back, or train the run again: --replace, or make ... REPLACE=1")
+    now = input_digests(config | {"adapter": ""}) if config["kind"] == "sequence" else {}
+    if not {*now.values()} <= {*config["inputs"].values()}:
+        fail(another)
     torch.manual_seed(config["seed"])  # as it was built for training, frozen random parts included
     # the checkpoints have all of the LoRA that an adapter started
     model = build_model(config | {"adapter": ""}) if config["kind"] == "sequence" else build_actor(config)
     frozen = {name: p.numpy() for name, p in model.named_parameters() if not p.requires_grad}
-    same = config["kind"] != "sequence" or set(
-        input_digests(config | {"adapter": ""}).values()) <= set(config["inputs"].values())
-    if not same or artifacts.arrays_digest(frozen) != config["frozen_sha256"]:
-        fail(f"{run} was trained on {config['lm_id']}, and {config['lm']} now is another language model; "
-             "put the first one back, or train the run again: --replace, or make ... REPLACE=1")
+    if artifacts.arrays_digest(frozen) != config["frozen_sha256"]:
+        fail(another)
     return config, model.eval(), checkpoints
 
 
@@ -175,6 +180,7 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     folder = artifacts.run_folder(run)
     done, part = folder / "eval.csv", folder / f"eval.{digest_of(how)}.csv"
     rows = []
+    seals.remove_leftovers(folder)
     set_aside(folder, how)
     for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
         if path.exists() and not rows:

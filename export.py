@@ -6,13 +6,14 @@ The folder can be loaded onto the language model with peft's PeftModel.from_pret
 --adapter adapter/. The embeddings and the head of trajectories are not part of it.
 """
 
-from kit import fail, settings
+from kit import fail, settings, signals
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("run", type=settings.run_name, help="PROFILE/CELL/METHOD/seedN")
 OPTIONS.add_argument("folder", help="where the adapter goes")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
 
 from evaluate import load_checkpoint, load_run

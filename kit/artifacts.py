@@ -23,6 +23,7 @@ in one line.
 All paths are relative to the working directory. Nothing is pickled or unpickled.
 """
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -32,7 +33,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kit import fail, seals
@@ -108,23 +109,22 @@ def figure_path(cell):
 # --- writing whole -----------------------------------------------------------------------------
 
 def write_whole(path, write):
-    """Call write(temporary path), then rename: readers see the old file or the new one, whole."""
+    """Call write(temporary path), then rename: readers see the old file or the new one, whole. One line and
+    exit if the disk is full, or the folder cannot be written; what was there stays."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        fail(f"{path} could not be written ({first_words(error)}); nothing that was there is lost: make "
+             "room, or the folder writable, and type the same command again")
     finally:
-        part.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder):
-    """Of writes that were killed."""
-    for part in Path(folder).glob(".*.part*"):
-        part.unlink()
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def first_words(error):

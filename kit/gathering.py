@@ -10,7 +10,7 @@ Seeds that share a subset are in CELL, or CELL-d3, alone, so that no table has t
 
 import re
 
-from kit import artifacts, fail, settings
+from kit import artifacts, fail, seals, settings
 from tasks import METHODS
 
 
@@ -43,6 +43,7 @@ def collect(cell):
         how = f"make {plain} SUBSETS=seed" if subset == "N" else f"make {cell.split('/')[1]}"
         fail(f"runs/{cell} holds no evaluated run; make one: {how}")
     path = artifacts.results_path(cell)
+    seals.remove_leftovers(path.parent, path.stem)
     columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
     # asked at every call of make, it leaves a file alone that says the same, so that figures stay, too
     if not path.exists() or path.read_bytes() != artifacts.csv_text(columns, rows).encode():

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kit import artifacts, fail, settings
+from kit import artifacts, fail, seals, settings
 
 STATES = ("state.safetensors", "state-before.safetensors")  # the newest first
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam and AdamW remember of a parameter
@@ -56,7 +56,7 @@ def begin(folder, record, weights, optimizers, replace, fresh):
     What is there with other settings is refused, or removed if it may be replaced; a killed run's state is
     loaded into weights and optimisers."""
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.remove_leftovers(folder)
+    seals.remove_leftovers(folder)
     states = [folder / name for name in STATES if (folder / name).exists()]
     finished = (folder / "final.safetensors").exists()
     old = artifacts.load_config(run_of(record)) if (states or finished) and not fresh else None
@@ -85,6 +85,17 @@ def begin(folder, record, weights, optimizers, replace, fresh):
         print(f"{folder}: goes on with {', '.join(f'{name} {value}' for name, value in changed.items())}; "
               "config.json says so")
     return done, logged
+
+
+def seeded(update, record, step):
+    """What the update of a step gives to the log; one line and exit if its loss is not finite."""
+    seeds = np.random.SeedSequence([record["seed"], step])
+    torch.manual_seed(int(seeds.generate_state(1)[0]))
+    try:
+        return update(step, np.random.default_rng(seeds))
+    except FloatingPointError as error:
+        fail(f"{run_of(record)}: {error} at step {step + 1}; nothing of this step was kept; lower --lr "
+             "or look at the data")
 
 
 # --- the state of a run that trains --------------------------------------------------------------

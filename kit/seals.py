@@ -35,14 +35,38 @@ BROKEN = f"its {KEY} does not match its content"
 def write_whole(path, text):
     """Whole or not at all, and no more: what is lost with the machine may be."""
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    part.write_text(text, encoding="utf-8", newline="")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def sha256(path):
     """SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_leftovers(folder, stem=""):
+    """What writes that were killed left in a folder, of one file or of all, but not what a process of this
+    machine is writing. For whoever holds the lock."""
+    parts = [*Path(folder).glob(f".{stem}*.part*"), *([] if stem else Path(folder).glob(".tmp??????"))]
+    for part in parts:  # NAME.PID.part.SUFFIX, and safetensors' own
+        pid = part.name.rpartition(".part")[0].rpartition(".")[2]
+        if not (pid.isdigit() and int(pid) != os.getpid() and is_alive(int(pid))):
+            part.unlink(missing_ok=True)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 # --- JSON --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ ROOMS = ("kit", "mini", "sources", "benchmark", "paper")
 # A module imports from lower levels; in mini, sources, benchmark and paper also from its own room.
 LEVELS = (
     ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics",
-     "kit.lock", "kit.seals", "kit.signals", "kit.losses"),
+     "kit.lock", "kit.seals", "kit.signals", "kit.losses", "kit.installed"),
     ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.gathering", "kit.video",
      "kit.looks", "kit.hours", "kit.watch"),
     ("model", "mini", "sources", "kit.results", "kit.progress"),
@@ -24,6 +24,7 @@ LEVELS = (
     ("kit.status", "kit.slurm"),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.artifacts", "kit.seals"), ("kit.seals", "kit"),
+         ("kit.lock", "kit.seals"), ("kit.signals", "kit"),
          ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
          ("kit.watch", "kit.settings"),
          ("sources.played", "mini.players"), ("sources.heldout", "mini.players"),
@@ -90,8 +91,8 @@ def test_imports_stand_at_the_top(name):
 
 
 def test_what_make_asks_needs_no_package():
-    names = {"kit", "tasks", "kit.settings", "kit.plan", "kit.lock", "kit.hours", "kit.seals", "kit.status",
-             "kit.watch", "kit.slurm", "kit.signals"}
+    names = {"kit", "tasks", "kit.settings", "kit.plan", "kit.lock", "kit.hours", "kit.seals",
+             "kit.installed", "kit.status", "kit.watch", "kit.slurm", "kit.signals"}
     assert {m for name in names for m in imports(TREES[name])} <= names | sys.stdlib_module_names
 
 
