@@ -144,7 +144,8 @@ def draw_scores(axis, table, paper):
         for target, scores in line["scores"].items():
             spread = np.random.default_rng(0).uniform(-0.28, 0.28, len(scores))
             axis.plot(scores, y + spread, "o", color=look["color"], alpha=0.35, ms=3.5, mew=0)
-            if bounds := interval(scores, line["over"]):
+            bounds = interval(scores, line["over"])
+            if bounds:
                 axis.plot(bounds, (y, y), "|-", color=look["color"], lw=2, ms=9, mew=1.5)
             axis.plot(np.mean(scores), y, **look, ms=7, mec="white", mew=0.4)
             ticks[y] = ((line["method"] if target == line["target"] else "")
@@ -184,7 +185,8 @@ def draw(cell, rows, table):
     for axis in third:
         handles += draw_losses(axis, rows, style)
     draw_scores(scores, table, paper)
-    if np.isfinite(mean := data_score(rows)):
+    mean = data_score(rows)
+    if np.isfinite(mean):
         curves.axhline(mean, color="grey", ls="--", lw=1)
         handles.append(scores.axvline(mean, color="grey", ls="--", lw=1, label="mean of the data"))
     if paper:

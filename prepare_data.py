@@ -176,7 +176,8 @@ def describe(config, episodes, args):
 def summary(path, provenance):
     line = (f"{path}: {len(provenance['episodes']):,} of {provenance['total_episodes']:,} episodes, "
             f"{provenance['steps']:,} steps, from {provenance['data']}")
-    if (mean := provenance["return_mean"]) is not None:
+    mean = provenance["return_mean"]
+    if mean is not None:
         low, high = provenance["reference_min"], provenance["reference_max"]
         line += (f"; return {mean:.4g} +- {provenance['return_std']:.4g}, "
                  f"normalised {100 * (mean - low) / (high - low):.1f}")

@@ -32,8 +32,10 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 
 
 def fail(message):
-    """End the program with one line: what is wrong, in which file, and what to do."""
-    sys.exit(f"{name_of_program()}: {message}")
+    """End the program with one line: what is wrong, in which file, and what to do. What a name or a file
+    brought along and would break the line, or command a terminal, is spelt."""
+    said = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message)
+    sys.exit(f"{name_of_program()}: {said}")
 
 
 def name_of_program():
@@ -42,10 +44,21 @@ def name_of_program():
 
 
 def in_one_line(kind, error, trace):
-    """sys.excepthook of the programs: a full disk, a folder that cannot be written and the like are no fault
-    of the code, and need no traceback."""
-    if getattr(error, "errno", None) not in REFUSED:
+    """sys.excepthook of the programs: a full disk, a folder that cannot be written, too little memory are no
+    fault of the code, and need no traceback."""
+    memory = issubclass(kind, MemoryError) or kind.__name__ == "OutOfMemoryError"
+    if memory or "t allocate memory" in str(error):
+        why = ("out of memory; lower --batch_size or --context in training, --at_once in evaluation, "
+               "--workers for data")
+    elif getattr(error, "errno", None) in REFUSED:
+        why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
         return sys.__excepthook__(kind, error, trace)
-    where = f"{error.filename}: " if error.filename else ""
-    print(f"{name_of_program()}: {where}{error.strerror}; nothing that was there is lost, and the same "
-          "command goes on when that is mended", file=sys.stderr)
+    print(f"{name_of_program()}: {why}; nothing that was there is lost, and the same command goes on when "
+          "that is mended", file=sys.stderr)
+
+
+# every program of the kit imports this first; so far, older versions of Python can read them
+if sys.version_info < (3, 11):  # noqa: UP036
+    fail(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; make setup makes .venv, whose "
+         "Python is: .venv/bin/python, or BASE_PYTHON=/path/to/python3.11 make setup")

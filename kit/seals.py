@@ -77,8 +77,12 @@ def of_object(value):
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def sealed(value):
+    return value | {KEY: of_object(value)}
+
+
 def json_text(value):
-    return json.dumps(value | {KEY: of_object(value)}, indent=1) + "\n"
+    return json.dumps(sealed(value), indent=1) + "\n"
 
 
 def parse_json(text):

@@ -97,6 +97,7 @@ def end_of_log(folder, count):
 
 def grid(cells, make):
     """A Run for each that `make all` is asked for."""
+    plan.check_words(make)  # PROFILE may be two
     found = []
     for profile in make["PROFILE"].split():
         for of_cell in plan.asked(cells, True, make | {"PROFILE": profile}).values():

@@ -33,8 +33,9 @@ from pathlib import Path
 from kit import fail, in_one_line, seals
 from kit.lock import clock, held, who
 from kit.seals import read_report
-from kit.settings import run_name
+from kit.settings import parse_cell, parse_run, run_name
 from kit.signals import die_with_parent
+from tasks import PROFILES
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STAGES = {"train": "training", "baselines": "training", "evaluate": "evaluation", "prepare_data": "data"}
@@ -228,12 +229,26 @@ def remember_the_lost(left, folder, log):
         "host": left.get("host")})
 
 
-def main(command, gpus):
+def work_of(command):
+    """(its words, the name of what it works on, the stage); one line and exit if it is no command of make's,
+    so that nothing is written outside of runs/."""
+    if "--args" in command[:-1]:
+        at = command.index("--args")
+        command = [*command[:at], *shlex.split(command[at + 1]), *command[at + 2:]]
     if len(command) < 2 or not command[0].endswith(".py"):
         fail("give a stage and what it works on: python -m kit.watch train.py PROFILE/CELL/METHOD/seedN")
-    if gpus and not (gpus.isdigit() and int(gpus)):
+    name = run_name(command[1])
+    if name.count("/") > 1:
+        parse_run(name)
+    elif name not in [f"{profile}/text" for profile in PROFILES]:
+        parse_cell(name)
+    return command, name, STAGES.get(Path(command[0]).stem, "data")
+
+
+def main(command, gpus):
+    command, name, stage = work_of(command)
+    if gpus and not (gpus.isascii() and gpus.isdigit() and int(gpus)):
         fail(f"GPUS={gpus} is no number of GPUs")
-    name, stage = run_name(command[1]), STAGES.get(Path(command[0]).stem, "data")
     folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
     on_signals(PASSED_ON, give_up)  # until the stage is there

@@ -110,6 +110,11 @@ def test_what_the_machine_refuses_is_one_line_and_what_is_our_fault_is_not(capsy
     kit.in_one_line(OSError, OSError(errno.ENOSPC, "No space left on device", "data/a.npz"), None)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "data/a.npz: No space left on device; nothing that was there" in said
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried ..."),
+                  RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")):
+        kit.in_one_line(type(error), error, None)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "out of memory; lower --batch_size" in said
     for error in (FileNotFoundError(errno.ENOENT, "none", "a"), ValueError("7")):
         kit.in_one_line(type(error), error, None)
         assert capsys.readouterr().err == "a traceback\n"
@@ -147,10 +152,12 @@ def test_a_run_that_diverges_in_its_last_step_is_not_done(here):
     assert not (FOLDER / "final.safetensors").exists() and (FOLDER / "state.safetensors").exists()
 
 
-def test_a_baseline_that_diverges_in_its_only_step_is_not_done(here):
+def test_a_baseline_that_diverges_in_its_only_step_is_not_done(here, monkeypatch):
     save_cell(here)
     run = "paper/hopper-medium-0.1/bc/seed0"
-    said = one_line(lambda: baselines.train(run, steps=1, batch_size=8, actor_lr=1e30))
+    config = settings.configuration(run, steps=1, batch_size=8) | {"actor_lr": 1e30}  # out of its range
+    monkeypatch.setattr(settings, "configuration", lambda *_, **__: config)
+    said = one_line(lambda: baselines.train(run))
     assert "the loss became" in said and "lower --lr" in said
     assert not (artifacts.run_folder(run) / "final.safetensors").exists()
 

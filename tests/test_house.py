@@ -24,7 +24,7 @@ LEVELS = (
     ("kit.status", "kit.slurm"),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.artifacts", "kit.seals"), ("kit.seals", "kit"),
-         ("kit.lock", "kit.seals"), ("kit.signals", "kit"),
+         ("kit.lock", "kit.seals"), ("kit.signals", "kit"), ("kit.quick", "kit"),
          ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
          ("kit.watch", "kit.settings"),
          ("sources.played", "mini.players"), ("sources.heldout", "mini.players"),

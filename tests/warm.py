@@ -29,7 +29,7 @@ def call(folder, real):
     argv = sys.argv[1:]
     heavy = argv and (os.path.basename(argv[0]) in STAGES
                       or argv[0] == "-m" and len(argv) > 1 and argv[1].startswith(ROOMS))
-    own = os.environ.get("OMP_NUM_THREADS") != "1" or any(name.startswith("HF_") for name in os.environ)
+    own = os.environ.get("OMP_NUM_THREADS") != "1" or "HF_HUB_CACHE" in os.environ
     if not heavy or own or "--video" in argv:
         os.execv(real, [f"{folder}/bin/python", *argv])  # its name says where its packages are
     with socket.socket(socket.AF_UNIX) as server:

@@ -121,7 +121,7 @@ def test_a_grid_with_one_cancelled_one_killed_and_two_queued_again_is_that_of_a_
         slurm, tmp_path, monkeypatch):
     for name in ("cluster", "local"):
         (tmp_path / name).mkdir()
-    cluster, local = make_kit(tmp_path / "cluster"), make_kit(tmp_path / "local")
+    cluster, local = (make_kit(tmp_path / name, cold=True) for name in ("cluster", "local"))
     monkeypatch.chdir(cluster.folder)
     print(cluster("make", "sbatch", *GRID).stdout)
     say("squeue", "-o", "%i %j %T %r %E")

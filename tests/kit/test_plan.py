@@ -5,7 +5,7 @@ import os
 import pytest
 
 from kit import artifacts, seals, settings
-from kit.plan import plan, sha256
+from kit.plan import check_places, plan, sha256
 
 CELL, RUNS = "hopper-medium-0.01", "runs/mini/hopper-medium-0.01"
 BLANK = {"PROFILE": "mini", "METHODS": "lamo", "SEEDS": "0", "LM": "", "DATA": "", "TEXT": "", "ARGS": "",
@@ -16,15 +16,15 @@ BLANK = {"PROFILE": "mini", "METHODS": "lamo", "SEEDS": "0", "LM": "", "DATA": "
 def asked(tmp_path, monkeypatch):
     """asked(METHODS="dt", ...): the words for the cell, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda **words: plan([CELL], False, BLANK | words)
+    return lambda every=False, **words: plan([CELL], every, BLANK | words)
 
 
 @pytest.fixture
 def refused(asked, capsys):
     """As asked, for a call that is refused: its line."""
-    def call(**words):
+    def call(every=False, **words):
         with pytest.raises(SystemExit) as stop:
-            asked(**words)
+            asked(every, **words)
         assert "\n" not in str(stop.value.code)
         return str(stop.value.code)
     return call
@@ -125,3 +125,52 @@ def test_more_than_three_differences_are_three_and_more(refused, tmp_path):
     finish(tmp_path)
     line = refused(ARGS="--steps 1 --lr 1 --batch_size 2 --context 3")
     assert " and more; ask for it" in line and line.count(" is ") == 3
+
+
+@pytest.mark.parametrize("words, said", [
+    ({"METHODS": ""}, "METHODS='' names none"), ({"METHODS": "dt dt"}, "or one twice"),
+    ({"METHODS": "dt nonsense"}, "no method 'nonsense'"), ({"METHODS": "dt\nlamo;"}, "no method 'lamo;'"),
+    ({"SEEDS": " "}, "names none"), ({"SEEDS": "1 1"}, "or one twice"),
+    *(({"SEEDS": seed}, "is no seed") for seed in (
+        "00", "01", "-1", "+1", "1.0", "٣", "²", "0/../seed1", "9" * 30, "$(id)")),
+    ({"PROFILE": ""}, "PROFILE='' names none"), ({"PROFILE": "big"}, "no profile 'big'"),
+    ({"PROFILE": "mini paper"}, "no profile 'mini paper'"), ({"SUBSETS": "0"}, "SUBSETS=seed"),
+    *(({name: "0"}, f"{name}='0' is not known; {name}=1") for name in ("REPLACE", "FRESH", "TENSORBOARD")),
+    *(({name: word}, f"{name}='{word}' is no whole number in") for name in ("THREADS", "GPUS")
+      for word in ("0", "abc", "-1", "1.5", "٣", "99999")),
+    ({"DATA": "/d4rl"}, "DATA= belongs to PROFILE=paper"), ({"ARGS": "--steps 0"}, "--steps"),
+    ({"ARGS": "--context 5000"}, "context is 5000"), ({"ARGS": "--lm 'x"}, "cannot be read"),
+    ({"ARGS": "--steps 4; touch f"}, "4;"), ({"LM": " "}, "lm is ' '")])
+def test_words_that_mean_nothing_are_one_line(refused, words, said):
+    for every in (False, True):
+        assert said in refused(every, **words)
+
+
+def test_a_cell_that_is_asked_for_twice_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for cells, said in (([CELL, CELL], "names a cell twice"), (["hopper-medium-0.10"], "'0.10' in"),
+                        (["hopper-medium-0.01;touch f"], "is no ratio"), (["../hopper-medium-1"], "no task")):
+        with pytest.raises(SystemExit, match=said):
+            plan(cells, False, BLANK)
+
+
+@pytest.mark.parametrize("name, word", [("DATA", "nosuch"), ("TEXT", "nosuch.txt"), ("LM", "/nosuch"),
+                                        ("LM", "./nosuch"), ("LM", "nosuch.gguf")])
+def test_a_place_that_is_not_there_is_one_line_before_anything_runs(tmp_path, name, word):
+    with pytest.raises(SystemExit, match=f"there is nothing at {name}={word}"):
+        check_places(BLANK | {name: word})
+    check_places(BLANK | {name: str(tmp_path)})
+    check_places(BLANK | {"DATA": "https://nowhere/x", "TEXT": "http://nowhere/x", "LM": "gpt2"})
+
+
+def test_a_changed_language_model_is_noticed_under_any_path(asked, refused, tmp_path):
+    folder = tmp_path / "my $HOME 'lm'; \"ü\""
+    folder.mkdir()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"one")
+    words = {"LM": str(folder)}
+    finish(tmp_path, lm=str(folder), inputs={os.path.relpath(weights): artifacts.sha256(weights)})
+    assert asked(**words) == [f"run:mini/{CELL}/lamo/seed0"]
+    weights.write_bytes(b"two")
+    sha256.cache_clear()
+    assert "was another file when it was trained" in refused(**words)
