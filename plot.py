@@ -21,12 +21,13 @@ is narrow when episodes are few (of normal values it covers the mean 91 times in
 import textwrap
 
 import tasks
-from kit import settings
+from kit import settings, signals
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("cell", type=lambda name: name.strip("/"), help="PROFILE/CELL")
 OPTIONS.add_argument("--table", action="store_true", help="print the table only")
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
 
 import matplotlib
@@ -34,7 +35,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kit import artifacts
+from kit import artifacts, seals
 from kit.looks import style
 from kit.losses import draw_losses, measured
 from kit.results import data_score, load_results, paper_scores
@@ -211,7 +212,9 @@ def main(args):
     table = summarise(rows)
     if not args.table:
         figure = draw(args.cell, rows, table)
-        artifacts.write_whole(artifacts.figure_path(args.cell), lambda part: figure.savefig(part, dpi=150))
+        path = artifacts.figure_path(args.cell)
+        seals.remove_leftovers(path.parent, path.stem)
+        artifacts.write_whole(path, lambda part: figure.savefig(part, dpi=150))
     print_table(args.cell, rows, table)
     print(f"\nrows {artifacts.results_path(args.cell)}   figure {artifacts.figure_path(args.cell)}")
 

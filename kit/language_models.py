@@ -25,12 +25,15 @@ from huggingface_hub.constants import ENDPOINT
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2Model
 from transformers.utils import logging
 
-from kit import fail, limits
-from kit.artifacts import first_words, sha256
+from kit import fail, limits, seals
+from kit.artifacts import first_words
+from kit.seals import sha256
 from tasks import LANGUAGE_MODELS
 
 # Families whose attention lora.py adapts and whose positions can be left out, as config.json calls them.
 FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+             "added_tokens.json", "tokenizer.model")  # files that it may be in
 OWN = ", ".join([*LANGUAGE_MODELS, "smollm2"])
 
 logging.disable_progress_bar()  # it draws itself even where nobody watches
@@ -105,6 +108,8 @@ def from_disk(loader, place, **kwargs):
     folder = place
     if place.suffix == ".gguf":
         kwargs["gguf_file"], folder = place.name, place.parent
+    else:
+        check_folder(place)
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # GGUF's bar
     try:
         with quiet:
@@ -121,6 +126,17 @@ def from_disk(loader, place, **kwargs):
 def is_panic(error):
     """Whether an exception is one of the tokenizers' library, in Rust, that is no Exception."""
     return type(error).__name__ == "PanicException"
+
+
+def check_folder(place):
+    """One line and exit if a language model's folder is not as its SHA256SUMS has it, if there is one; those
+    that ship and those of mini.pretrain have one."""
+    try:
+        ours = place.parent == Path(__file__).parent.parent / "mini" / "weights"
+        seals.check_list(place, "config.json" if ours else None)
+        seals.check_list(place)
+    except (OSError, ValueError) as error:
+        fail(f"{place} is damaged ({first_words(error)})" + "; restore it with git checkout" * ours)
 
 
 # --- loaded ------------------------------------------------------------------------------------
@@ -150,8 +166,12 @@ def load_language_model(name: str, dropout: float, random: bool = False, layers:
     check_size(config, name)
     if random:
         return keep_first(from_config(config), layers, name)
-    trunk = from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32, weights_only=True,
-                     use_safetensors=not bins)
+    trunk, info = from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32, weights_only=True,
+                           use_safetensors=not bins, output_loading_info=True)
+    if lost := sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])]):
+        # transformers would draw them at random
+        fail(f"{name} does not hold all weights of its config.json: {lost[0]} and {len(lost) - 1} more are "
+             "missing or of another shape; it is damaged, or no causal language model")
     return keep_first(trunk, layers, name)
 
 
@@ -224,10 +244,12 @@ def weight_files(place: Path) -> list[Path]:
 
 
 def input_digests(config: dict) -> dict:
-    """{file: SHA-256} of what a configuration's model starts from: the language model's config.json and
-    weights, and the adapter's."""
+    """{file: SHA-256} of what a configuration's model starts from: the language model's config.json,
+    weights and tokenizer, and the adapter."""
     places = [locate(config["lm"])] if config["trunk"] == "pretrained" else []
     files = [path for place in places if place for path in weight_files(place)]
+    if config["trunk"] != "dt" and (place := locate(config["lm"])) and place.is_dir():
+        files += [place / name for name in TOKENIZER if (place / name).exists()]
     if config["adapter"]:
         files += [*weight_files(Path(config["adapter"])), Path(config["adapter"]) / "adapter_config.json"]
     return shape_digests(config) | {os.path.relpath(path): sha256(path) for path in files}

@@ -17,15 +17,13 @@ docs/extending.md has the reasons. Standard library only: make may ask before an
 """
 
 import functools
-import hashlib
-import json
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
 
-from kit import settings
+from kit import seals, settings
 from tasks import METHODS, PROFILES
 
 VARIABLES = ("PROFILE", "METHODS", "SEEDS", "SUBSETS", "LM", "DATA", "TEXT", "ARGS", "REPLACE", "FRESH",
@@ -162,18 +160,14 @@ def played(folder, config):
 
 def read(path, remedy):
     try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError("it is no object")
-        return value
+        return seals.read_json(path)
     except (OSError, ValueError) as error:
         settings.fail(f"{path} is not readable ({error}); {remedy}")
 
 
 @functools.cache
 def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return seals.sha256(path)
 
 
 def check_places(make):

@@ -30,8 +30,9 @@ import termios
 import time
 from pathlib import Path
 
-from kit import fail
-from kit.lock import clock, held, read_json, who, write_json
+from kit import fail, in_one_line, seals
+from kit.lock import clock, held, who
+from kit.seals import read_report
 from kit.settings import parse_cell, parse_run, run_name
 from kit.signals import die_with_parent
 from tasks import PROFILES
@@ -68,24 +69,28 @@ class Log:
     """log.txt: whole lines of both streams; of a bar that is drawn over and over, what it was at last."""
 
     def __init__(self, path):
-        self.file, self.pending = open(path, "ab"), {}
+        self.file, self.pending, self.lost = open(path, "ab", buffering=0), {}, False
 
     def say(self, text):
-        self.file.write(f"--- {text}\n".encode())
-        self.file.flush()
+        self.write([f"--- {text}\n".encode()])
+
+    def write(self, lines):
+        """A log that cannot be written, on a full disk, stops no run; it says so, once."""
+        try:
+            self.file.writelines(lines)
+        except OSError as error:
+            if not self.lost:
+                print(f"{self.file.name} has no more lines: {error.strerror}", file=sys.stderr, flush=True)
+            self.lost = True
 
     def add(self, stream, data):
         *lines, rest = (self.pending.get(stream, b"") + data).split(b"\n")
-        for line in lines:
-            self.file.write(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
+        self.write([b"".join(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n" for line in lines)])
         self.pending[stream] = rest[max(rest.rstrip(b"\r").rfind(b"\r"), 0):]
-        self.file.flush()
 
     def close(self, text):
         """With a last line of ours."""
-        for rest in self.pending.values():
-            if rest:
-                self.file.write(rest.strip(b"\r") + b"\n")
+        self.write([rest.strip(b"\r") + b"\n" for rest in self.pending.values() if rest])
         self.say(text)
         self.file.close()
 
@@ -140,8 +145,12 @@ def copy(process, ends, log):
 # --- what it took ------------------------------------------------------------------------------
 
 def add_cost(folder, stage, more):
-    """Add a call to runs/NAME/cost.json: to its stage, and to the run."""
-    cost = read_json(folder / "cost.json")
+    """Add a call to runs/NAME/cost.json: to its stage, and to the run. One that is damaged stops no run."""
+    path, cost = folder / "cost.json", {}
+    try:
+        cost = seals.read_json(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        print(f"{path} is not readable ({error}); what the run takes is counted anew", flush=True)
     for total in (cost, cost.setdefault(stage, {})):
         for name in ("wall", "cpu", "calls"):
             total[name] = round(total.get(name, 0) + more[name], 3)
@@ -151,12 +160,15 @@ def add_cost(folder, stage, more):
     part["seconds"] = round(part.get("seconds", 0) + more["seconds"], 3)
     part["steps_per_second"] = round(part["steps"] / part["seconds"], 4) if part["seconds"] else None
     cost["last"] = {name: more[name] for name in ("exit", "ended", "host")} | {"stage": stage}
-    write_json(folder / "cost.json", cost)
+    try:
+        seals.write_whole(path, seals.json_text(cost))
+    except OSError as error:
+        print(f"{path} could not be written ({error.strerror}), so this call is not counted", flush=True)
 
 
 def steps_of(folder):
     """How many steps the loop has made, in how many seconds, without its start."""
-    progress = read_json(folder / "progress.json")
+    progress = read_report(folder / "progress.json")
     return {"steps": progress.get("done", 0) - progress.get("first", 0),
             "seconds": round(progress.get("seconds", 0.0), 3)}
 
@@ -265,4 +277,5 @@ def main(command, gpus):
 
 
 if __name__ == "__main__":
+    sys.excepthook = in_one_line
     sys.exit(main(sys.argv[1:], os.environ.get("GPUS", "").strip()))

@@ -15,9 +15,10 @@ import h5py
 import numpy as np
 
 from kit import fail
-from kit.artifacts import first_words, sha256
+from kit.artifacts import first_words
 from kit.envs import kitchen_done
 from kit.limits import plain_name
+from kit.seals import sha256
 from sources import Episodes, choose, episode_returns, hdf5, minari, others, take_episodes
 from sources.download import DOWNLOADS, download, given_file, is_url, on_server, url_folder
 

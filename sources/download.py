@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kit import fail, limits
-from kit.artifacts import sha256
+from kit.seals import sha256
 
 DOWNLOADS = Path("data/downloads")
 # What a file of a kind begins with: a page that says "not found", or sells the domain, is none of them.

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from kit import fail, limits
 from kit.artifacts import first_words, load_provenance, save_arrays, text_path
 from kit.language_models import is_panic, load_tokenizer, tokenizer_digest
+from kit.seals import remove_leftovers
 from kit.settings import configuration
 from sources.download import DOWNLOADS, download, is_url, locked, url_folder
 from tasks import PROFILES, TASKS
@@ -42,6 +43,7 @@ def prepare(args):
     found = read(args.text, profile, args.timeout) if args.text or not some else None
     path = text_path(profile, tokenizer_digest(lm))
     with locked(path):
+        remove_leftovers(path.parent, path.stem)
         if path.exists():
             old = load_provenance(path)
             if not args.text or digest_of(found[1]) == old["text_sha256"]:

@@ -1,11 +1,10 @@
 """What a call of make has to do, decided from records alone: no model is trained here."""
 
-import json
 import os
 
 import pytest
 
-from kit import artifacts, settings
+from kit import artifacts, seals, settings
 from kit.plan import check_places, plan, sha256
 
 CELL, RUNS = "hopper-medium-0.01", "runs/mini/hopper-medium-0.01"
@@ -37,12 +36,12 @@ def finish(tmp_path, method="lamo", seed=0, played=True, inputs=None, **changed)
     folder = tmp_path / "runs" / run
     folder.mkdir(parents=True)
     config = settings.configuration(run) | {"dtype": "float32"} | changed
-    (folder / "config.json").write_text(json.dumps(config | {"inputs": inputs or {}, "text": None}))
+    artifacts.write_json(folder / "config.json", config | {"inputs": inputs or {}, "text": None})
     (folder / "final.safetensors").touch()
     if played:
         (folder / "eval.csv").touch()
         how = {name: config[name] for name in settings.EVALUATION if name in config}
-        (folder / "eval.json").write_text(json.dumps(how))
+        artifacts.write_json(folder / "eval.json", how)
     return folder
 
 
@@ -57,9 +56,9 @@ def test_what_is_not_there_is_made_and_what_is_finished_is_not(asked, tmp_path):
 
 def test_a_record_without_a_newer_setting_had_its_default(asked, refused, tmp_path):
     folder = finish(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
+    config = seals.read_json(folder / "config.json")
     assert config.pop("grad_clip") == settings.UNSAID["grad_clip"]
-    (folder / "config.json").write_text(json.dumps(config))
+    artifacts.write_json(folder / "config.json", config)
     assert asked() == [f"run:mini/{CELL}/lamo/seed0"]
     assert "grad_clip is 0.25, not 7.0" in refused(ARGS="--grad_clip 7")
 
@@ -67,7 +66,7 @@ def test_a_record_without_a_newer_setting_had_its_default(asked, refused, tmp_pa
 def test_an_input_that_changed_is_noticed_whatever_its_date(asked, refused, tmp_path):
     weights = tmp_path / "weights"
     weights.write_bytes(b"one")
-    finish(tmp_path, inputs={"weights": artifacts.sha256(weights)})
+    finish(tmp_path, inputs={"weights": sha256(weights)})
     assert asked() == [f"run:mini/{CELL}/lamo/seed0"]
     other = tmp_path / "other"
     other.write_bytes(b"two")

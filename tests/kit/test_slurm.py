@@ -18,7 +18,7 @@ from kit.watch import work_of
 # Every stage: what it was called with, and the files by which kit.plan knows that it is done.
 STAGE = '''
 import json, os, pathlib, sys, time
-from kit import settings
+from kit import seals, settings
 
 stage, name = pathlib.Path(sys.argv[0]).stem, sys.argv[1]
 with open("ran", "a") as file:
@@ -35,9 +35,9 @@ folder = pathlib.Path("runs") / name
 if stage == "evaluate":
     (folder / "eval.csv").touch()
     played = {key: config[key] for key in settings.EVALUATION if key in config}
-    (folder / "eval.json").write_text(json.dumps(played))
+    (folder / "eval.json").write_text(seals.json_text(played))
 else:
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(seals.json_text(config))
     (folder / "final.safetensors").touch()
 '''
 MINI = ("mini/reacher2d-medium-0.1", "mini/hopper-medium-1")
