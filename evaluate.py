@@ -45,6 +45,8 @@ if __name__ == "__main__":
     signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
     if ARGS.collect:
+        if ARGS.run or ARGS.video:
+            fail("--collect takes a cell, and neither a run nor --video beside it")
         collect(ARGS.collect)
         sys.exit()
 
@@ -120,8 +122,8 @@ def play_together(policy, config, envs, jobs, progress):
 def load_run(run):
     """(config, model in evaluation mode, its checkpoints in order of steps); one line and exit if what was
     frozen in training is not what is found now."""
-    config, checkpoints = artifacts.checkpoint_paths(run)
     env = settings.configuration(run)["env"]  # gymnasium imports what stands before a colon in it
+    config, checkpoints = artifacts.checkpoint_paths(run)
     if config.get("env") != env:
         fail(f"{artifacts.run_folder(run)}/config.json names the environment {config.get('env')!r}, and that "
              f"of {run} is {env}; it is no run of this kit's")

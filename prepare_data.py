@@ -22,7 +22,7 @@ arrays that finished runs were trained on are replaced by others only with --rep
 
 import os
 
-from kit import fail, signals
+from kit import fail, settings, signals
 from kit.settings import Options, configuration, parse_cell, run_name, split_subset
 
 OPTIONS = Options(__doc__)
@@ -30,9 +30,9 @@ OPTIONS.add_argument("name", type=run_name, help="PROFILE/CELL, or PROFILE/text"
 OPTIONS.add_argument("--data", default="", help="the dataset's file, a folder that holds it, or a URL")
 OPTIONS.add_argument("--text", default="", help="a text or Parquet file, a folder of them, a zip, or a URL")
 OPTIONS.add_argument("--lm", default="", help="whose tokenizer encodes the text")
-OPTIONS.add_argument("--subset_seed", type=int, help="which episodes a ratio keeps; or name CELL-dSEED")
-OPTIONS.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that roll out")
-OPTIONS.add_argument("--timeout", type=float, default=20.0, help="seconds to wait for a server")
+OPTIONS.add_argument("--subset_seed", type=settings.ANY_SEED, help="which episodes; or name CELL-dSEED")
+OPTIONS.add_argument("--workers", type=settings.THREADS, default=os.cpu_count(), help="that roll out")
+OPTIONS.add_argument("--timeout", type=settings.SECONDS, default=20.0, help="to wait for a server")
 OPTIONS.add_argument("--replace", action="store_true", help="other data than finished runs were trained on")
 OPTIONS.add_argument("--fresh", action="store_true", help="make a cell's file anew; replaces, too")
 
@@ -58,6 +58,8 @@ SOURCES = {"mujoco": d4rl, "kitchen": d4rl, "reacher2d": d4rl, "atari": replay}
 # --- a cell ------------------------------------------------------------------------------------
 
 def prepare(args):
+    if args.text or args.lm:
+        fail(f"--text and --lm are for PROFILE/text, and {args.name} is a cell")
     args.subset_seed = subset_of(args)
     config, path = configuration(f"{args.name}/dt/seed0"), dataset_path(args.name)
     with locked(path):

@@ -21,13 +21,13 @@ what is left out because nobody reads it counts.
 
 import argparse
 
-from kit.settings import Options
+from kit.settings import COUNT, THREADS, Options
 
 OPTIONS = Options(__doc__)
 OPTIONS.prog = "benchmark"
 OPTIONS.add_argument("--only", default="", metavar="PART", help="rows whose group or name holds this")
-OPTIONS.add_argument("--repeats", type=int, default=5)
-OPTIONS.add_argument("--threads", type=int, default=1)
+OPTIONS.add_argument("--repeats", type=COUNT, default=5)
+OPTIONS.add_argument("--threads", type=THREADS, default=1)
 OPTIONS.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"), help="the kit's")
 OPTIONS.add_argument("--write", action="store_true", help="write docs/speed.md from the results")
 OPTIONS.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # the process of that row

@@ -209,6 +209,13 @@ def number(kind, interval):
     return read
 
 
+# what programs ask beside the settings
+COUNT = number(int, "[1, 1e9]")
+THREADS = number(int, "[1, 1024]")
+ANY_SEED = number(int, "[0, 1e9)")
+SECONDS = number(float, "(0, 1e6]")
+
+
 def device(text):
     """A type for argparse: a device's name; kit.quick knows whether it is there."""
     if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
@@ -285,7 +292,7 @@ class Options(argparse.ArgumentParser):
         """In a program, before its packages are imported: one that is not there is one line, too."""
         given = super().parse_args(*words)
         for action in self._actions:  # argparse makes an empty list of --steps=--
-            if action.option_strings and action.nargs is None and getattr(given, action.dest, None) == []:
+            if action.option_strings and getattr(given, action.dest, None) == []:
                 self.error(f"argument {action.option_strings[0]}: expected one argument")
         if not words:
             sys.excepthook = without_package
@@ -358,6 +365,8 @@ def listing():
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        fail(f"one run is asked for, and not {' '.join(sys.argv[1:])!r}; see --help")
     if len(sys.argv) < 2:
         print(listing())
     elif sys.argv[1] in ("-h", "--help"):

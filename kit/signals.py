@@ -103,4 +103,7 @@ def say(kept):
 
 if __name__ == "__main__":
     die_with_parent(signal.SIGTERM)
-    os.execvp(sys.argv[1], sys.argv[1:])
+    try:
+        os.execvp(sys.argv[1], sys.argv[1:])
+    except (IndexError, OSError) as error:
+        sys.exit(f"signals: no command to start ({error})")

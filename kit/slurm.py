@@ -209,6 +209,8 @@ def largest_array():
 
 def element(path):
     """Run this element's commands, one after the other; returns the exit code."""
+    if "SLURM_ARRAY_JOB_ID" not in os.environ or not path.is_file():
+        fail(f"--element {path} is for an array's job, and a file of {FOLDER}/")
     array, index = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
     # not SLURM_JOB_ID, which in the last element to start is the array's and means all of them
     me, job = f"{array}_{index}", read(path)[int(index)]

@@ -234,7 +234,10 @@ def work_of(command):
     so that nothing is written outside of runs/."""
     if "--args" in command[:-1]:
         at = command.index("--args")
-        command = [*command[:at], *shlex.split(command[at + 1]), *command[at + 2:]]
+        try:
+            command = [*command[:at], *shlex.split(command[at + 1]), *command[at + 2:]]
+        except ValueError as error:
+            fail(f"--args {command[at + 1]!r} cannot be read ({error})")
     if len(command) < 2 or not command[0].endswith(".py"):
         fail("give a stage and what it works on: python -m kit.watch train.py PROFILE/CELL/METHOD/seedN")
     name = run_name(command[1])

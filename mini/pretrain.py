@@ -27,7 +27,7 @@ Shapes: B windows of a batch, T context, N tokens, V vocabulary, M states of the
 from pathlib import Path
 
 from kit import fail
-from kit.settings import Options
+from kit.settings import ANY_SEED, THREADS, Options, number
 
 OPTIONS = Options(__doc__)
 OPTIONS.add_argument("text", nargs="?", type=Path, help="the folder of text files")
@@ -35,21 +35,22 @@ OPTIONS.add_argument("--out", type=Path, help="the folder to write")
 OPTIONS.add_argument("--early", type=Path, help="also write the model as it was after a tenth")
 OPTIONS.add_argument("--shuffle", action="store_true", help="shuffle the tokens within blocks")
 OPTIONS.add_argument("--markov", action="store_true", help="train on a Markov chain instead of text")
-OPTIONS.add_argument("--temperature", type=float, default=1.0, help="of the chain: lower is more orderly")
+OPTIONS.add_argument("--temperature", type=number(float, "(0, 1e6]"), default=1.0,
+                     help="of the chain: lower is more orderly")
 OPTIONS.add_argument("--measure", metavar="LM", help="print the bits per byte of --heldout")
 OPTIONS.add_argument("--heldout", type=Path, default=Path("mini/heldout.txt"))
 OPTIONS.add_argument("--sample", metavar="LM", help="print continuations of --prompt")
 OPTIONS.add_argument("--prompt", default="She had been")
-OPTIONS.add_argument("--layers", type=int, default=4)
-OPTIONS.add_argument("--width", type=int, default=192)
-OPTIONS.add_argument("--heads", type=int, default=6)
-OPTIONS.add_argument("--vocabulary", type=int, default=4096)
-OPTIONS.add_argument("--context", type=int, default=256, help="tokens a window")
-OPTIONS.add_argument("--batch", type=int, default=16, help="windows a step")
-OPTIONS.add_argument("--tokens", type=float, default=12e6, help="tokens to train on")
-OPTIONS.add_argument("--lr", type=float, default=2e-3)
-OPTIONS.add_argument("--seed", type=int, default=0)
-OPTIONS.add_argument("--threads", type=int, default=1)
+OPTIONS.add_argument("--layers", type=number(int, "[1, 1000]"), default=4)
+OPTIONS.add_argument("--width", type=number(int, "[1, 65536]"), default=192)
+OPTIONS.add_argument("--heads", type=number(int, "[1, 65536]"), default=6)
+OPTIONS.add_argument("--vocabulary", type=number(int, "[257, 1e9]"), default=4096)
+OPTIONS.add_argument("--context", type=number(int, "[2, 1e6]"), default=256, help="tokens a window")
+OPTIONS.add_argument("--batch", type=number(int, "[1, 1e5]"), default=16, help="windows a step")
+OPTIONS.add_argument("--tokens", type=number(float, "[1, 1e15]"), default=12e6, help="tokens to train on")
+OPTIONS.add_argument("--lr", type=number(float, "(0, 10]"), default=2e-3)
+OPTIONS.add_argument("--seed", type=ANY_SEED, default=0)
+OPTIONS.add_argument("--threads", type=THREADS, default=1)
 
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds

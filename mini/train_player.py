@@ -19,16 +19,17 @@ writes  build/players/PLAYER/STEP.npz     the actor at every measurement (git ig
 from pathlib import Path
 
 from kit import fail, seals
-from kit.settings import Options, configuration
+from kit.settings import ANY_SEED, COUNT, Options, configuration, number
 from tasks import TASKS, TRAINED
 
 OPTIONS = Options(__doc__)
 OPTIONS.add_argument("task", choices=list(TASKS), help="whose player")
-OPTIONS.add_argument("--steps", type=int, default=1_000_000, help="give up after so many")
-OPTIONS.add_argument("--every", type=int, default=10_000, help="steps between measurements")
-OPTIONS.add_argument("--episodes", type=int, default=20, help="episodes of a measurement")
-OPTIONS.add_argument("--fraction", type=float, default=1 / 3, help="of the expert's return to reach")
-OPTIONS.add_argument("--seed", type=int, default=0)
+OPTIONS.add_argument("--steps", type=COUNT, default=1_000_000, help="give up after so many")
+OPTIONS.add_argument("--every", type=COUNT, default=10_000, help="steps between measurements")
+OPTIONS.add_argument("--episodes", type=COUNT, default=20, help="episodes of a measurement")
+OPTIONS.add_argument("--fraction", type=number(float, "(0, 10]"), default=1 / 3,
+                     help="of the expert's return to reach")
+OPTIONS.add_argument("--seed", type=ANY_SEED, default=0)
 OPTIONS.add_argument("--measure", action="store_true", help="play the shipped player instead")
 
 if __name__ == "__main__":
@@ -136,8 +137,6 @@ def train(task, steps, every, episodes, fraction, seed):
 
 
 def main(args):
-    if min(args.steps, args.every, args.episodes) < 1:
-        fail("--steps, --every and --episodes must be 1 or more")
     if args.measure:
         measure(args.task, args.episodes)
     else:

@@ -35,8 +35,11 @@ def prepare(args):
     """Write the tokens of args.text (or the profile's own) by the tokenizer of args.lm (or the profile's).
     Tokens that are there are kept, unless another text is given with args.replace."""
     profile = args.name.split("/")[0]
-    if profile not in PROFILES:
-        fail(f"no profile {profile!r} in {args.name!r}; there are {', '.join(PROFILES)}")
+    if args.name not in [f"{known}/text" for known in PROFILES]:
+        fail(f"no profile {profile!r}, or more than that, in {args.name!r}; there are "
+             f"{' and '.join(f'{known}/text' for known in PROFILES)}")
+    if args.data or args.subset_seed is not None:
+        fail(f"--data and --subset_seed are for a cell, and {args.name} is text")
     lm = args.lm.rstrip("/") or configuration(f"{profile}/{next(iter(TASKS))}-1/lamo/seed0")["lm"]
     some = any(text_path(profile, "").parent.glob("text-*.npz"))
     # before the tokenizer is loaded, which takes seconds
