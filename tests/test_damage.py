@@ -180,6 +180,9 @@ def test_a_language_model_at_its_first_reading_is_no_traceback(small):
         with pytest.raises(SystemExit) as stop:
             load_language_model(str(small), 0.0)
         assert "\n" not in str(stop.value) and str(small) in str(stop.value)
+    path.write_bytes(whole[:-4] + b"\xff\xff\xff\x7f")
+    with pytest.raises(SystemExit, match="holds values that are no numbers"):
+        load_language_model(str(small), 0.0)
 
 
 @pytest.mark.parametrize("name, structured", [("adapter_config.json", json_damages),
