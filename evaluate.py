@@ -121,6 +121,10 @@ def load_run(run):
     """(config, model in evaluation mode, its checkpoints in order of steps); one line and exit if what was
     frozen in training is not what is found now."""
     config, checkpoints = artifacts.checkpoint_paths(run)
+    env = settings.configuration(run)["env"]  # gymnasium imports what stands before a colon in it
+    if config.get("env") != env:
+        fail(f"{artifacts.run_folder(run)}/config.json names the environment {config.get('env')!r}, and that "
+             f"of {run} is {env}; it is no run of this kit's")
     another = (f"{run} was trained on {config['lm_id']}, and {config.get('lm')} now is another language "
                "model; put the first one back, or train the run again: --replace, or make ... REPLACE=1")
     now = input_digests(config | {"adapter": ""}) if config["kind"] == "sequence" else {}

@@ -27,7 +27,8 @@ def export(run, folder):
     if config.get("train") != "lora":
         fail(f"{run} has no LoRA to export; its method is {config['method']}")
     load_checkpoint(model, checkpoints[-1], config)
-    frozen = load_language_model(config["lm"], 0.0, layers=config.get("lm_layers", 0))
+    frozen = load_language_model(config["lm"], 0.0, layers=config.get("lm_layers", 0),
+                                 bins=config.get("lm_bin", False))
     export_peft(model.trunk, folder, frozen, config["lm"])
     print(f"{folder}: the adapter of {run}, for peft; the trajectories' embeddings are not in it")
 

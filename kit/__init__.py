@@ -9,6 +9,7 @@ slurm            a grid as job arrays; signals: how a stage ends when it is told
 installed        what an interrupted installation has half-written
 status           what a grid is doing; hours: how long it takes; progress: what a stage says meanwhile
 language_models  where a language model is found, loaded, and named by digest
+limits           what a file from elsewhere may claim
 quick            the same functions, computed with less
 adapters         LoRA in the format of the peft library
 envs             the environments

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
-from kit import fail, seals
+from kit import fail, limits, seals
 from kit.artifacts import first_words, write_whole
 from lora import TARGETS, LoRA
 
@@ -81,12 +81,13 @@ def import_peft(model: nn.Module, folder) -> None:
 def read_peft(folder):
     """(tensors, rank, scale) of an adapter's two files."""
     try:
+        limits.adapter_folder(folder)
         seals.check_list(folder)
         config = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
         rank, alpha = config["r"], config["lora_alpha"]
-        if type(rank) is not int or rank < 1 or not math.isfinite(alpha):
-            raise ValueError(f"its r is {rank} and its lora_alpha {alpha}")
+        if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+            raise ValueError(f"r is {rank} and lora_alpha {alpha}; both have to be numbers above 0")
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError("its tensors are not finite")
     except Exception as error:  # OSError, ValueError, KeyError, safetensors' own

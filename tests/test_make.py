@@ -129,7 +129,7 @@ def test_a_seed_of_everything_trains_on_its_own_subset(finished):
 
 
 @pytest.mark.parametrize("words, said", [
-    ((REACHER, "SUBSETS=3"), "SUBSETS=seed trains seed N on subset N"),
+    ((REACHER, "SUBSETS=3"), "SUBSETS=seed, or leave it out"),
     ((f"{REACHER}-d3", "SUBSETS=seed"), "-d3 names its subset, and SUBSETS=seed does, too"),
     ((f"{REACHER}-d0",), "no task")])
 def test_wrong_subsets_are_refused_in_one_line(finished, words, said):
@@ -399,7 +399,7 @@ def test_two_makes_at_once_do_nothing_twice(kit):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         both = [done.result() for done in [pool.submit(kit, "make", *grid) for _ in range(2)]]
     assert sum(done.stdout.count(" of 610,946 parameters") for done in both) == 1
-    assert sum("waits for process" in done.stdout for done in both) == 1
+    assert any("waits for process" in done.stdout for done in both)  # each may wait for one stage
     assert all("data mean" in done.stdout for done in both)
 
 
