@@ -175,6 +175,8 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     config, model, checkpoints = load_run(run)
     config |= {name: overrides[name] for name in settings.EVALUATION
                if name in config and overrides.get(name)}
+    if "target_returns" in config:  # each once, as rows name it
+        config["target_returns"] = [*{f"{target:g}": target for target in config["target_returns"]}.values()]
     if config["kind"] == "sequence":
         if overrides.get("dtype") in ("float32", "bfloat16"):  # instead of what it was trained in
             config["dtype"] = overrides["dtype"]
