@@ -215,7 +215,7 @@ def seal(path):
 
 def main(paths):
     if not paths or paths[0] in ("-h", "--help"):
-        print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
+        return print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
     for path in map(Path, paths):
         try:
             seal(path)
