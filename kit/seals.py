@@ -141,12 +141,11 @@ def csv_text(header, rows):
 
 
 def parse_csv(text):
-    """(header, rows) of a table that csv_text wrote, as text; ValueError if it is another, or has no seal."""
+    """(header, rows) of a table that csv_text wrote, as text; ValueError if it is another, or has no seal.
+    One without a row proves nothing."""
     header, *rows = parse_table(text)
     if header[-1:] != [KEY]:
         raise ValueError(UNSEALED)
-    if not rows:
-        raise ValueError("it has no row")
     *header, _ = header
     seals, rows = [row[-1] for row in rows], [row[:-1] for row in rows]
     for number, (found, meant) in enumerate(zip(seals, of_rows(header, rows), strict=True), 1):
@@ -216,8 +215,7 @@ def seal(path):
 
 def main(paths):
     if not paths or {"-h", "--help"} & {*paths}:
-        print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
-        return
+        return print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
     for path in map(Path, paths):
         try:
             seal(path)

@@ -137,7 +137,7 @@ def found(key, args):
 
 
 def rows_of(path):
-    return artifacts.read_csv(path, COLUMNS) if path.exists() else []
+    return artifacts.read_csv(path, COLUMNS, empty=True) if path.exists() else []
 
 
 # --- the table ---------------------------------------------------------------------------------
