@@ -82,6 +82,7 @@ help:
 	@echo "make status                      done, running, failed, waiting      WATCH=1     stays"
 	@echo "make sbatch                      make all as Slurm job arrays, without what is done or queued"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
+	@echo "make test-long                   attacks on all that the kit keeps, an hour: docs/reliability.md"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
 	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
 	@echo "make clean                       results, figures and videos         make clean-runs   and runs"

@@ -26,7 +26,7 @@ Shapes: B windows of a batch, T context, N tokens, V vocabulary, M states of the
 
 from pathlib import Path
 
-from kit import fail
+from kit import fail, signals
 from kit.settings import ANY_SEED, THREADS, Options, number
 
 OPTIONS = Options(__doc__)
@@ -53,6 +53,7 @@ OPTIONS.add_argument("--seed", type=ANY_SEED, default=0)
 OPTIONS.add_argument("--threads", type=THREADS, default=1)
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
 
 import copy

@@ -18,7 +18,7 @@ writes  build/players/PLAYER/STEP.npz     the actor at every measurement (git ig
 
 from pathlib import Path
 
-from kit import fail, seals
+from kit import fail, seals, signals
 from kit.settings import ANY_SEED, COUNT, Options, configuration, number
 from tasks import TASKS, TRAINED
 
@@ -33,6 +33,7 @@ OPTIONS.add_argument("--seed", type=ANY_SEED, default=0)
 OPTIONS.add_argument("--measure", action="store_true", help="play the shipped player instead")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a moment
 
 import numpy as np
