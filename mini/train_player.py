@@ -27,7 +27,7 @@ OPTIONS.add_argument("task", choices=list(TASKS), help="whose player")
 OPTIONS.add_argument("--steps", type=COUNT, default=1_000_000, help="give up after so many")
 OPTIONS.add_argument("--every", type=COUNT, default=10_000, help="steps between measurements")
 OPTIONS.add_argument("--episodes", type=COUNT, default=20, help="episodes of a measurement")
-OPTIONS.add_argument("--fraction", type=number(float, "(0, 10]"), default=1 / 3,
+OPTIONS.add_argument("--fraction", type=number(float, "[0, 10]"), default=1 / 3,
                      help="of the expert's return to reach")
 OPTIONS.add_argument("--seed", type=ANY_SEED, default=0)
 OPTIONS.add_argument("--measure", action="store_true", help="play the shipped player instead")

@@ -78,5 +78,5 @@ def test_measuring_prints_trained_players_twice_and_scripts_once(capsys):
 
 def test_bad_input_is_one_line(kit):
     for arguments, words in ((["pong-medium"], "script"), (["pong"], "invalid choice: 'pong'"),
-                             (["hopper-medium", "--measure", "--episodes", "0"], "1 or more")):
+                             (["hopper-medium", "--measure", "--episodes", "0"], "no whole number in [1, ")):
         assert words in one_line(kit("-m", "mini.train_player", *arguments, check=False))
