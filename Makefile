@@ -154,7 +154,7 @@ test: $(VENV)/ready-dev
 
 # kill -9, damage, full disks, makes side by side: most of an hour on two cores; its table is in docs/reliability.md
 test-long: $(VENV)/ready-dev
-	@$(PYTHON) tests/long.py $(ARGS)
+	@$(PYTHON) tests/long.py $(foreach word,$(ARGS),$(call quote,$(word)))
 
 benchmark: $(VENV)/ready-benchmark
 	@$(PYTHON) -m benchmark --threads $(if $(filter file,$(origin THREADS)),1,$(THREADS)) \

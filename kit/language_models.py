@@ -174,7 +174,7 @@ def load_language_model(name: str, dropout: float, random: bool = False, layers:
              "missing or of another shape; it is damaged, or no causal language model")
     if strange := [key for key, p in trunk.named_parameters() if not torch.isfinite(p).all()]:
         fail(f"{name} is damaged: {strange[0]} holds values that are no numbers")
-        return keep_first(trunk, layers, name)
+    return keep_first(trunk, layers, name)
 
 
 def from_config(config):

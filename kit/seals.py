@@ -1,6 +1,6 @@
 """Every file that the kit writes proves that it is as it was written; a reader refuses another in one line.
 
-    python -m kit.seals FILE ...        # seal what you changed by hand, or what an older kit wrote
+    python -m kit.seals FILE ...        # seal what you changed by hand, or what has no seal yet
     python -m kit.seals FOLDER ...      # list its files in SHA256SUMS, against which they then are checked
 
 JSON            a key `seal`: SHA-256 over the other keys
@@ -27,7 +27,7 @@ from kit import fail
 
 KEY = "seal"
 LISTED = "SHA256SUMS"
-UNSEALED = (f"it has no {KEY}: an older kit wrote it, or another program; if its content is right, seal it: "
+UNSEALED = (f"it has no {KEY}: it was edited, or another program wrote it; if its content is right, seal it: "
             "python -m kit.seals FILE")
 BROKEN = f"its {KEY} does not match its content"
 
@@ -214,8 +214,9 @@ def seal(path):
 
 
 def main(paths):
-    if not paths or paths[0] in ("-h", "--help"):
-        return print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
+    if not paths or {"-h", "--help"} & {*paths}:
+        print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
+        return
     for path in map(Path, paths):
         try:
             seal(path)

@@ -36,7 +36,7 @@ def test_rows_that_are_added_leave_the_seals_above_them_but_the_last():
 
 
 @pytest.mark.parametrize("text, said", [
-    ("", "columns"), ("a,b\n1,2\n", "has no seal: an older kit wrote it"),
+    ("", "columns"), ("a,b\n1,2\n", "has no seal: it was edited"),
     ("a,seal\n1,2,3\n", "columns"), ('a,seal\n"1,2\n', "end of data")])
 def test_what_is_no_sealed_table_says_so(text, said):
     with pytest.raises(ValueError, match=said):
