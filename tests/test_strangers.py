@@ -337,7 +337,7 @@ def test_an_environment_is_never_taken_from_a_record(tmp_path, monkeypatch):
     (tmp_path / "evilmod.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
     (folder / "final.safetensors").touch()
-    config = configuration(run) | {"env": "evilmod:X"}
+    config = configuration(run, steps=1, eval_every=1) | {"env": "evilmod:X"}
     (folder / "config.json").write_text(seals.json_text(config))
     refused("evilmod:X", evaluate.load_run, run)
 
