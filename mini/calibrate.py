@@ -181,15 +181,6 @@ def grouped(rows, names):
     return groups.items()
 
 
-def document(text, rows):
-    """A document with the table between its markers."""
-    before, begin, rest = text.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not begin or not end:
-        fail(f"the document has no line {MARKERS[0]}, or none {MARKERS[1]}")
-    return "\n".join([before + begin, "", *table(rows), "", end + after])
-
-
 def main(args):
     if low := [subset for subset in args.subsets if subset < FIRST]:
         fail(f"--subsets {low[0]}: settings are not chosen on subsets below {FIRST}, which are for results")
@@ -201,8 +192,7 @@ def main(args):
         for method in args.methods:
             search(task, method, args)
     if args.table:
-        text = document(args.document.read_text(encoding="utf-8"), rows_of(args.csv))
-        artifacts.write_whole(args.document, lambda part: part.write_text(text, encoding="utf-8"))
+        artifacts.fill_document(args.document, MARKERS, table(rows_of(args.csv)))
 
 
 if __name__ == "__main__":
