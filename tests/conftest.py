@@ -1,11 +1,14 @@
 """What the tests share: a copy of the kit in an empty folder, a tiny GPT-2, files in D4RL's layout."""
 
+import atexit
+import functools
 import gzip
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,10 +23,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's back
 KIT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cold: the stages are started by the environment's own Python")
+
+
+@functools.cache
+def warm_environment():
+    """An environment whose Python has imported the packages already (tests/warm.py); one a test process."""
+    folder = Path(tempfile.mkdtemp(prefix="lamo-")) / "warm"
+    server = subprocess.Popen([sys.executable, KIT / "tests" / "warm.py", folder], start_new_session=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+    atexit.register(lambda: (server.kill(), shutil.rmtree(folder.parent)))
+    while not (folder / "socket").exists():
+        assert server.poll() is None, "tests/warm.py has ended"
+        time.sleep(0.05)
+    return folder
+
+
 @pytest.fixture
-def kit(tmp_path):
+def kit(tmp_path, request):
     """An empty folder with the kit's files, as a fresh clone has them. kit(...) runs a command there."""
-    return make_kit(tmp_path)
+    return make_kit(tmp_path, cold=request.node.get_closest_marker("cold"))
 
 
 @pytest.fixture(scope="session")
@@ -32,19 +53,21 @@ def session_kit(tmp_path_factory):
     return make_kit(tmp_path_factory.mktemp("kit"))
 
 
-def make_kit(folder):
+def make_kit(folder, cold=False):
     for path in [*KIT.glob("*.py"), KIT / "Makefile", *KIT.glob("requirements*.txt")]:
-        shutil.copy(path, folder)
-    big = shutil.ignore_patterns("weights", "heldout.txt", "__pycache__")
-    for room in ("kit", "sources", "mini", "benchmark", "paper"):
-        shutil.copytree(KIT / room, folder / room, ignore=big)
+        shutil.copy2(path, folder)  # with its date, so that what Python has compiled is good there, too
+    big = shutil.ignore_patterns("weights", "heldout.txt")
+    for room in ("kit", "sources", "mini", "benchmark", "paper", "__pycache__"):
+        if (KIT / room).exists():
+            shutil.copytree(KIT / room, folder / room, ignore=big)
     for name in ("weights", "heldout.txt"):
         (folder / "mini" / name).symlink_to(KIT / "mini" / name)
+    venv = Path(sys.executable).parent.parent if cold else warm_environment()
 
     def words(command):
-        venv = Path(sys.executable).parent.parent
-        return ["make", f"VENV={venv}", "-o", f"{venv}/ready", "THREADS=1", *command[1:]] if (
-            command[0] == "make") else [sys.executable, *command]
+        return ["make", f"VENV={venv}", "-o", f"{venv}/ready", "-o", f"{venv}/ready-smollm2", "THREADS=1",
+                *command[1:]] if (
+            command[0] == "make") else [venv / "bin" / "python", *command]
 
     def surroundings(more):
         return {"cwd": folder, "env": os.environ | {"OMP_NUM_THREADS": "1", "MAKEFLAGS": ""} | more}

@@ -38,7 +38,7 @@ def stages(tmp_path, monkeypatch, capsys):
     """stages(cell, methods, data, **settings): what make runs for a cell, in this process and in an empty
     folder. Returns what the table says."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "HELDOUT", 2)
+    monkeypatch.setattr(sources, "HELDOUT", 1)
     monkeypatch.setattr(multiprocessing, "Pool", multiprocessing.pool.ThreadPool)
     for task, row in tasks.TASKS.items():
         monkeypatch.setitem(tasks.TASKS, task, row | EPISODES | {"mini": row.get("mini", {}) | EPISODES})
@@ -90,7 +90,7 @@ def test_every_task_goes_through_every_stage(stages, task):
             100 * (float(r["return"]) - low) / (high - low), abs=1e-3)
     for r in rows:  # what imitates is measured on episodes that nothing trained on
         measured = r["method"] not in ("td3bc", "iql", "cql")
-        assert (r["heldout_episodes"] == "2" and float(r["heldout_loss"]) > 0) if measured else (
+        assert (r["heldout_episodes"] == "1" and float(r["heldout_loss"]) > 0) if measured else (
             r["heldout_loss"] == r["heldout_episodes"] == "")
     for method in methods:
         with open(tmp_path / f"runs/{cell}/{method}/seed0/train.csv", newline="") as file:
