@@ -8,8 +8,8 @@ reads   tasks.py for where a search begins: the settings that are there now
 writes  a row a training to mini/calibration.csv, in which --table and the next call look; data and runs in
         build/calibrate/, of which the runs are removed
 
-One setting after the other, in the order of SEARCH: each of its values with the best of all before it. A
-setting without values stays what it is. A context of a quarter comes with a batch four times as large, so that
+One setting after the other, in the order of SEARCH: each of its values with the best of all before it, and the
+first of all after it. A setting without values stays what it is. A context of a quarter comes with a batch four times as large, so that
 candidates differ in what they see and not in how much. A candidate's loss is the least of its checkpoints',
 the mean over subsets; where it lies says how many steps to take, so that steps cost no search of their own.
 Episodes are never played but to make data. Subset N is drawn with seed N, trained with seed N, and measured on
@@ -111,6 +111,7 @@ def search(task, method, args):
         fail(f"{method} does not imitate, so it has no held-out loss")
     key = {"task": task, "ratio": ratio, "method": method, **of_search(now),
            "steps": args.steps or 2 * now["steps"], "checkpoints": args.checkpoints}
+    key |= {name: getattr(args, name)[0] for name in SEARCH if name in now and getattr(args, name)}
     for name in SEARCH:
         if name not in now:  # a baseline has no context
             continue
