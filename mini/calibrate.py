@@ -8,12 +8,12 @@ reads   tasks.py for where a search begins: the settings that are there now
 writes  a row a training to mini/calibration.csv, in which --table and the next call look; data and runs in
         build/calibrate/, of which the runs are removed
 
-One setting after the other, in the order of SEARCH: each of its values with the best of all before it, and the
-first of all after it. A setting without values stays what it is. A context of a quarter comes with a batch four times as large, so that
-candidates differ in what they see and not in how much. A candidate's loss is the least of its checkpoints',
-the mean over subsets; where it lies says how many steps to take, so that steps cost no search of their own.
-Episodes are never played but to make data. Subset N is drawn with seed N, trained with seed N, and measured on
-the task's held-out episodes, which are no training data.
+One setting after the other, in the order of SEARCH: each of its values with the best of all before it, and
+the first of all after it. A setting without values stays what it is. A context of a quarter comes with a batch
+four times as large, so that candidates differ in what they see and not in how much. A candidate's loss is the
+least of its checkpoints', the mean over subsets; where it lies says how many steps to take, so that steps cost
+no search of their own. Episodes are never played but to make data. Subset N is drawn with seed N, trained with
+seed N, and measured on the task's held-out episodes, which are no training data.
 """
 
 from pathlib import Path
@@ -154,24 +154,21 @@ def rows_of(path):
 # --- the table ---------------------------------------------------------------------------------
 
 def table(rows):
-    """Lines of Markdown: for each task, ratio and method the settings of now and the best that were found."""
-    head = ("task, ratio", "method", "settings", "batch", "learning rate", "context", "schedule", "dropout",
-            "held-out loss", "lowest at step", "subsets")
+    """Lines of Markdown: for each task, ratio and method what was tried, the best first."""
+    head = ("task, ratio", "method", "batch", "learning rate", "context", "schedule", "dropout",
+            "held-out loss", "lowest at step", "at the last step", "subsets", "in `tasks.py`")
     yield f"| {' | '.join(head)} |"
     yield f"|{' --- |' * len(head)}"
     for (task, ratio, method), group in grouped(rows, ("task", "ratio", "method")):
-        now = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
-        candidates = [(own, line) for own, line in grouped(group, KEY[3:-1])]
-        most = max(len(line) for _, line in candidates)  # one that was stopped on the way is no candidate
-        candidates = sorted((np.mean([float(row["loss"]) for row in line]), own, line)
-                            for own, line in candidates if len(line) == most)
-        now = tuple(map(str, of_search(now).values()))
-        tried = {"now": [c for c in candidates if c[1][:len(SEARCH)] == now], "best": candidates}
-        for what, them in tried.items():
-            for loss, (*own, steps, _), line in them[:1]:
-                lowest = ", ".join(f"{int(row['best_step']):,}" for row in line)
-                yield (f"| `{task}` {ratio} | `{method}` | {what} | {' | '.join(own)} | {loss:.4f} "
-                       f"| {lowest} of {int(steps):,} | {len(line)} |")
+        config = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
+        now = tuple(map(str, of_search(config).values()))
+        tried = sorted((np.mean([float(row["loss"]) for row in line]), own, line)
+                       for own, line in grouped(group, KEY[3:-1]))
+        for loss, (*own, steps, _), line in tried:
+            lowest = ", ".join(f"{int(row['best_step']):,}" for row in line)
+            last = np.mean([float(row["last_loss"]) for row in line])
+            yield (f"| `{task}` {ratio} | `{method}` | {' | '.join(own)} | {loss:.4f} | {lowest} of "
+                   f"{int(steps):,} | {last:.4f} | {len(line)} | {'yes' if tuple(own) == now else ''} |")
 
 
 def grouped(rows, names):

@@ -169,7 +169,7 @@ def over(line):
 
 
 def front(cells):
-    """README's table: a column a cell of FEW; scores of MAIN, and what LaMo differs by from the others, in score
+    """README's table: a column a cell of FEW; scores of MAIN, and what LaMo and the others differ by, in score
     and in held-out loss."""
     cells = {cell: rows for cell, rows in cells.items() if cell in FEW}
     lines = {cell: lines_of(rows) for cell, rows in cells.items()}

@@ -1,4 +1,4 @@
-"""paper/shipped.py: what is to be run, what is shipped of it, and that the documents say what the rows say."""
+"""paper/shipped.py: what is to be run, what of it is shipped, and that the documents say what rows say."""
 
 import re
 from pathlib import Path
