@@ -9,11 +9,11 @@ writes  a row a training to mini/calibration.csv, in which --table and the next 
         build/calibrate/, of which the runs are removed
 
 One setting after the other, in the order of SEARCH: each of its values with the best of all before it, and
-the first of all after it. A setting without values stays what it is. A context of a quarter comes with a batch
-four times as large, so that candidates differ in what they see and not in how much. A candidate's loss is the
-least of its checkpoints', the mean over subsets; where it lies says how many steps to take, so that steps cost
-no search of their own. Episodes are never played but to make data. Subset N is drawn with seed N, trained with
-seed N, and measured on the task's held-out episodes, which are no training data.
+the first of all after it. A setting without values stays what it is. A context of a quarter comes with a
+batch four times as large, so that candidates differ in what they see and not in how much. A candidate's loss
+is the least of its checkpoints', the mean over subsets; where it lies says how many steps to take, so that
+steps cost no search of their own. Episodes are never played but to make data. Subset N is drawn with seed N,
+trained with seed N, and measured on the task's held-out episodes, which are no training data.
 """
 
 from pathlib import Path

@@ -5,7 +5,8 @@
     python -m paper.report mini --results results/shipped/mini       # writes report/shipped-mini.html
 
 reads   results/PROFILE/*.csv or another folder's, paper/scores.csv; for provenance
-        runs/PROFILE/*/*/seedN/config.json and cost.json, where they are there; videos/PROFILE/TASK.gif, where `make videos` made them
+        runs/PROFILE/*/*/seedN/config.json and cost.json, where they are there; videos/PROFILE/TASK.gif,
+        where `make videos` made them
 writes  report/PROFILE.html, one page with everything in it; report/PROFILE.md, the same as Markdown;
         report/PROFILE/*.png and *.svg, the figures
 

@@ -169,8 +169,8 @@ def over(line):
 
 
 def front(cells):
-    """README's table: a column a cell of FEW; scores of MAIN, and what LaMo and the others differ by, in score
-    and in held-out loss."""
+    """README's table: a column a cell of FEW; scores of MAIN, and what they differ by from LaMo's, in
+    held-out loss, too."""
     cells = {cell: rows for cell, rows in cells.items() if cell in FEW}
     lines = {cell: lines_of(rows) for cell, rows in cells.items()}
     yield from row_of("", [f"`{cell}`, {over(max(own.values(), key=lambda line: len(line['seeds'])))}"

@@ -21,7 +21,7 @@ LEVELS = (
     ("baselines", "kit.imitation"),
     ("evaluate",),
     ("plot", "export", "benchmark", "paper", "kit.plan", "mini.calibrate"),
-    ("kit.status", "kit.slurm"),
+    ("kit.status", "kit.slurm", "paper.shipped"),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
          ("kit.watch", "kit.settings"),
