@@ -15,6 +15,7 @@ PAPER_SCORES = Path(__file__).parent.parent / "paper" / "scores.csv"
 
 def load_results(cell):
     """Rows of results/PROFILE/CELL.csv; one line and exit if they are not those of the cell."""
+    settings.parse_cell(cell)
     path = artifacts.results_path(cell)
     if not path.exists():
         fail(f"{path} is not there; make it: python evaluate.py --collect {cell}")
