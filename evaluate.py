@@ -34,8 +34,8 @@ import os
 import sys
 from pathlib import Path
 
-from kit import artifacts, fail, settings, signals
-from kit.gathering import collect
+from kit import artifacts, fail, runs, seals, settings, signals
+from kit.gathering import collect, load_rows, of_run
 
 OPTIONS = settings.options(__doc__, run="maybe")
 OPTIONS.add_argument("--collect", type=settings.run_name, metavar="PROFILE/CELL", help="gather a cell's runs")
@@ -55,7 +55,7 @@ from baselines import build_actor
 from kit import video
 from kit.envs import make_env
 from kit.imitation import columns, load_heldout
-from kit.language_models import shape_digests
+from kit.language_models import input_digests
 from kit.policy import Policy
 from kit.progress import Progress
 from kit.quick import pick_device
@@ -95,7 +95,10 @@ def play_together(policy, config, envs, jobs, progress):
     alive, rewards = np.arange(len(jobs)), None
     policy.reset([target or 0.0 for target, _ in jobs])
     for t in range(config["horizon"]):
-        actions = policy.act(np.stack([observations[i] for i in alive]), rewards)
+        try:
+            actions = policy.act(np.stack([observations[i] for i in alive]), rewards)
+        except FloatingPointError as error:
+            fail(f"{runs.run_of(config)}: {error}: it has diverged; train it again with a smaller --lr")
         rewards = np.zeros(len(alive))
         for n, i in enumerate(alive):
             observations[i], rewards[n], terminated, truncated, _ = envs[i].step(actions[n])
@@ -117,36 +120,44 @@ def play_together(policy, config, envs, jobs, progress):
 def load_run(run):
     """(config, model in evaluation mode, its checkpoints in order of steps); one line and exit if what was
     frozen in training is not what is found now."""
-    checkpoints = artifacts.checkpoint_paths(run)
-    config = artifacts.load_config(run)
+    config, checkpoints = artifacts.checkpoint_paths(run)
+    env = settings.configuration(run)["env"]  # gymnasium imports what stands before a colon in it
+    if config.get("env") != env:
+        fail(f"{artifacts.run_folder(run)}/config.json names the environment {config.get('env')!r}, and that "
+             f"of {run} is {env}; it is no run of this kit's")
+    another = (f"{run} was trained on {config['lm_id']}, and {config.get('lm')} now is another language "
+               "model; put the first one back, or train the run again: --replace, or make ... REPLACE=1")
+    now = input_digests(config | {"adapter": ""}) if config["kind"] == "sequence" else {}
+    if not {*now.values()} <= {*config["inputs"].values()}:
+        fail(another)
     torch.manual_seed(config["seed"])  # as it was built for training, frozen random parts included
     # the checkpoints have all of the LoRA that an adapter started
     model = build_model(config | {"adapter": ""}) if config["kind"] == "sequence" else build_actor(config)
     frozen = {name: p.numpy() for name, p in model.named_parameters() if not p.requires_grad}
-    shape = set(shape_digests(config).values()) <= set(config["inputs"].values())
-    if not shape or artifacts.arrays_digest(frozen) != config["frozen_sha256"]:
-        fail(f"{run} was trained on {config['lm_id']}, and {config['lm']} now is another language model; "
-             "put the first one back, or train the run again: --replace, or make ... REPLACE=1")
+    if artifacts.arrays_digest(frozen) != config["frozen_sha256"]:
+        fail(another)
     return config, model.eval(), checkpoints
 
 
-def load_checkpoint(model, path, run):
+def load_checkpoint(model, path, config):
     """Put a checkpoint's tensors into the model; returns its step."""
     tensors, metadata = artifacts.load_tensors(path)
-    own = trainable(model)
-    if metadata["run"] != run or {n: t.shape for n, t in tensors.items()} != {
-            n: p.shape for n, p in own.items()}:
-        fail(f"{path} was saved by {metadata['run']} with other settings; train again: make ... FRESH=1")
+    own, run = trainable(model), runs.run_of(config)
+    whose, step = (metadata.get(name) for name in ("run", "step"))
+    if whose != run or {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in own.items()}:
+        fail(f"{path} was saved by {whose} with other settings; train again: make ... FRESH=1")
+    if path != artifacts.checkpoint_path(path.parent, step, config):
+        fail(f"{path} holds the weights of step {step:,}; train again: make ... FRESH=1")
     for name, p in own.items():
         p.data.copy_(tensors[name])
-    return int(metadata["step"])
+    return step
 
 
 def load_policy(run, device="auto"):
     """A finished run's agent, with the weights of its last training step."""
     run, device = settings.run_name(run), pick_device(device)
     config, model, checkpoints = load_run(run)
-    load_checkpoint(model, checkpoints[-1], run)
+    load_checkpoint(model, checkpoints[-1], config)
     return Policy(merged(model, config), config, device)
 
 
@@ -173,15 +184,16 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     folder = artifacts.run_folder(run)
     done, part = folder / "eval.csv", folder / f"eval.{digest_of(how)}.csv"
     rows = []
+    seals.remove_leftovers(folder)
     set_aside(folder, how)
     for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
         if path.exists() and not rows:
-            rows = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
+            rows = load_rows(path, config, whole=path == done)
     before, whole = len(rows), len(config.get("target_returns", (None,))) * config["episodes"]
     written, heldout = artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, load_heldout(config)
     with Progress(f"{run}: playing", 0, None, "environment step") as progress:
         for path in checkpoints:
-            step = load_checkpoint(model, path, run)
+            step = load_checkpoint(model, path, config)
             acting = merged(model, config)
             losses = columns(acting, config, heldout, step, device)
             rows = [row | losses if int(row["step"]) == step else row for row in rows]
@@ -225,12 +237,10 @@ def row_of(config, step, target, episode, total, length):
     def normalized(total):
         return "" if total is None else f"{100 * (total - low) / (high - low):.4f}"
 
-    return {"profile": config["profile"], "data": config["data"], "lm": config["lm_id"],
-            "task": config["task"], "ratio": config["ratio"], "method": config["method"],
-            "seed": config["seed"], "step": step, "target_return": "" if target is None else f"{target:g}",
-            "episode": episode, "return": f"{total:.4f}", "length": length,
-            "normalized_score": normalized(total), "data_score": normalized(config["data_return_mean"]),
-            "data_episodes": len(config["data_episodes"])}
+    return of_run(config) | {
+        "step": step, "target_return": "" if target is None else f"{target:g}",
+        "episode": episode, "return": f"{total:.4f}", "length": length,
+        "normalized_score": normalized(total), "data_score": normalized(config["data_return_mean"])}
 
 
 def summarise(run, config, rows):

@@ -6,13 +6,14 @@ The folder can be loaded onto the language model with peft's PeftModel.from_pret
 --adapter adapter/. The embeddings and the head of trajectories are not part of it.
 """
 
-from kit import fail, settings
+from kit import fail, settings, signals
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("run", type=settings.run_name, help="PROFILE/CELL/METHOD/seedN")
 OPTIONS.add_argument("folder", help="where the adapter goes")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
 
 from evaluate import load_checkpoint, load_run
@@ -25,8 +26,9 @@ def export(run, folder):
     config, model, checkpoints = load_run(run)
     if config.get("train") != "lora":
         fail(f"{run} has no LoRA to export; its method is {config['method']}")
-    load_checkpoint(model, checkpoints[-1], run)
-    frozen = load_language_model(config["lm"], 0.0, layers=config.get("lm_layers", 0))
+    load_checkpoint(model, checkpoints[-1], config)
+    frozen = load_language_model(config["lm"], 0.0, layers=config.get("lm_layers", 0),
+                                 bins=config.get("lm_bin", False))
     export_peft(model.trunk, folder, frozen, config["lm"])
     print(f"{folder}: the adapter of {run}, for peft; the trajectories' embeddings are not in it")
 

@@ -21,12 +21,13 @@ is narrow when episodes are few (of normal values it covers the mean 91 times in
 import textwrap
 
 import tasks
-from kit import settings
+from kit import settings, signals
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("cell", type=lambda name: name.strip("/"), help="PROFILE/CELL")
 OPTIONS.add_argument("--table", action="store_true", help="print the table only")
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
 
 import matplotlib
@@ -34,7 +35,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kit import artifacts
+from kit import artifacts, seals
 from kit.looks import style
 from kit.losses import draw_losses, measured
 from kit.results import data_score, load_results, paper_scores
@@ -143,7 +144,8 @@ def draw_scores(axis, table, paper):
         for target, scores in line["scores"].items():
             spread = np.random.default_rng(0).uniform(-0.28, 0.28, len(scores))
             axis.plot(scores, y + spread, "o", color=look["color"], alpha=0.35, ms=3.5, mew=0)
-            if bounds := interval(scores, line["over"]):
+            bounds = interval(scores, line["over"])
+            if bounds:
                 axis.plot(bounds, (y, y), "|-", color=look["color"], lw=2, ms=9, mew=1.5)
             axis.plot(np.mean(scores), y, **look, ms=7, mec="white", mew=0.4)
             ticks[y] = ((line["method"] if target == line["target"] else "")
@@ -183,7 +185,8 @@ def draw(cell, rows, table):
     for axis in third:
         handles += draw_losses(axis, rows, style)
     draw_scores(scores, table, paper)
-    if np.isfinite(mean := data_score(rows)):
+    mean = data_score(rows)
+    if np.isfinite(mean):
         curves.axhline(mean, color="grey", ls="--", lw=1)
         handles.append(scores.axvline(mean, color="grey", ls="--", lw=1, label="mean of the data"))
     if paper:
@@ -209,7 +212,9 @@ def main(args):
     table = summarise(rows)
     if not args.table:
         figure = draw(args.cell, rows, table)
-        artifacts.write_whole(artifacts.figure_path(args.cell), lambda part: figure.savefig(part, dpi=150))
+        path = artifacts.figure_path(args.cell)
+        seals.remove_leftovers(path.parent, path.stem)
+        artifacts.write_whole(path, lambda part: figure.savefig(part, dpi=150))
     print_table(args.cell, rows, table)
     print(f"\nrows {artifacts.results_path(args.cell)}   figure {artifacts.figure_path(args.cell)}")
 

@@ -43,6 +43,7 @@ if __name__ == "__main__":
 import json
 
 from kit.artifacts import arrays_digest, dataset_path, load_provenance, run_folder, save_arrays
+from kit.seals import remove_leftovers
 from sources import d4rl, heldout, played, replay
 from sources.d4rl import reference
 from sources.download import locked
@@ -60,6 +61,7 @@ def prepare(args):
     args.subset_seed = subset_of(args)
     config, path = configuration(f"{args.name}/dt/seed0"), dataset_path(args.name)
     with locked(path):
+        remove_leftovers(path.parent, path.stem)
         old = load_provenance(path) if path.exists() else {}
         source = source_of(config, args, old)
         # D4RL's own files never change, and a file that was given once is kept
@@ -174,7 +176,8 @@ def describe(config, episodes, args):
 def summary(path, provenance):
     line = (f"{path}: {len(provenance['episodes']):,} of {provenance['total_episodes']:,} episodes, "
             f"{provenance['steps']:,} steps, from {provenance['data']}")
-    if (mean := provenance["return_mean"]) is not None:
+    mean = provenance["return_mean"]
+    if mean is not None:
         low, high = provenance["reference_min"], provenance["reference_max"]
         line += (f"; return {mean:.4g} +- {provenance['return_std']:.4g}, "
                  f"normalised {100 * (mean - low) / (high - low):.1f}")

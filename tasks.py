@@ -42,6 +42,7 @@ SEQUENCE = {
     "lora": "loralib",         # "loralib": q, k and v each have an A, biases train; "peft": one A, no biases
     "lora_rank": 16,
     "lora_alpha": 32,
+    "lm_bin": False,           # its weights may come as .bin, a pickle, of which the tensors alone are read
     "adapter": "",             # a folder in peft's format that LoRA starts from
     "dropout": 0.1,
     "dtype": "auto",           # of the trunk's matrix products: "bfloat16" where that is fast, else "float32"
@@ -89,6 +90,24 @@ BASELINE = {
     # a hundredth of CORL's steps, so that values have to move faster
     "mini": {"steps": 10_000, "eval_every": 2_000, "log_every": 200, "lr": 1e-3, "actor_lr": 1e-3,
              "target_rate": 0.01},
+}
+
+# What a setting may be where a number has a range; its type is that of its default. [ and ] belong to it.
+RANGES = {
+    "batch_size": "[1, 1e5]", "steps": "[1, 1e7)", "lr": "(0, 10]", "eval_every": "[1, 1e9]",
+    "score_window": "[1, 1e6]", "episodes": "[1, 1e5]", "at_once": "[1, 1e4]", "log_every": "[1, 1e9]",
+    "state_every": "[0, 1e6]", "lm_layers": "[0, 1000]", "lora_rank": "[1, 4096]", "lora_alpha": "(0, 1e6]",
+    "dropout": "[0, 1)", "context": "[1, 1e5]", "warmup": "[0, 1e9]", "weight_decay": "[0, 10]",
+    "adam_eps": "(0, 1]", "grad_clip": "(0, 1e9]", "lm_weight": "[0, 1e6]", "lm_batch_size": "[1, 1e5]",
+    "lm_block": "[2, 1e6]",
+    "actor_lr": "(0, 10]", "hidden": "[1, 65536]", "hidden_layers": "[1, 1000]", "actor_dropout": "[0, 1)",
+    "discount": "[0, 1]", "target_rate": "(0, 1]", "logit_penalty": "[0, 1e6]", "bc_alpha": "[0, 1e6]",
+    "policy_noise": "[0, 1e3]", "noise_clip": "[0, 1e3]", "policy_every": "[1, 1e9]", "expectile": "(0, 1)",
+    "beta": "[0, 1e6]", "cql_alpha": "[0, 1e6]", "cql_actions": "[1, 1e4]", "target_every": "[1, 1e9]",
+    # of a task
+    "target_returns": "(-1e9, 1e9)", "horizon": "[1, 1e6]", "max_timestep": "[1, 1e6]",
+    "return_scale": "(0, 1e9]", "trajectories": "[1, 1e6]", "player_horizon": "[1, 1e6]",
+    "minimum_return": "(-1e9, 1e9)",
 }
 
 CHOICES = {

@@ -144,7 +144,7 @@ def learning_rate(config, step, acting):
 def training_step(model, optimizer, config, batch, mask, ids=None):
     """One update from sample_batch's (batch, mask) and text ids (B, T) or None; returns what is logged.
 
-    FloatingPointError, and no update, if the loss is not finite.
+    FloatingPointError, and no update, if the loss or its gradient is not finite.
     """
     loss_of_actions = F.cross_entropy if config["discrete"] else F.mse_loss
     optimizer.zero_grad(set_to_none=True)
@@ -161,10 +161,11 @@ def training_step(model, optimizer, config, batch, mask, ids=None):
     loss = action_loss.item() + config["lm_weight"] * language_loss.item()
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss became {loss}")
-    norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), config["grad_clip"])
+    norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), config["grad_clip"]).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient became {norm}")
     optimizer.step()
-    return {"action_loss": action_loss.item(), "language_loss": language_loss.item(),
-            "gradient_norm": norm.item()}
+    return {"action_loss": action_loss.item(), "language_loss": language_loss.item(), "gradient_norm": norm}
 
 
 # --- the loop, of sequence models and baselines alike -------------------------------------------
@@ -181,22 +182,16 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
     """
     run, steps = runs.run_of(record), record["steps"]
     folder = artifacts.run_folder(run)
-    done, seen = runs.begin(folder, record, weights, optimizers, replace, fresh)
+    done, logged = runs.begin(folder, record, weights, optimizers, replace, fresh)
     if (folder / "final.safetensors").exists():
         print(f"{run}: is finished, with these settings; --fresh trains it again")
         return
     print(f"{run}: {f'resuming at step {done:,}' if done else 'training'}; {about}", flush=True)
-    log = artifacts.Log(folder / "train.csv", done, events, seen)
+    log = artifacts.Log(folder / "train.csv", events, **logged)
     state = runs.State(folder, weights, optimizers, record["state_every"])
     progress = Progress(f"{run}: training", done, steps, "step")
     for step in progress:
-        seeds = np.random.SeedSequence([record["seed"], step])
-        torch.manual_seed(int(seeds.generate_state(1)[0]))
-        try:
-            log.add(update(step, np.random.default_rng(seeds)))
-        except FloatingPointError as error:
-            fail(f"{run}: {error} at step {step + 1}; nothing of this step was kept; lower --lr or look at "
-                 "the data")
+        log.add(runs.seeded(update, record, step))
         last, checkpoint = step + 1 == steps, (step + 1) % record["eval_every"] == 0
         if (step + 1) % record["log_every"] == 0 or checkpoint or last:
             row = log.row(step + 1)
@@ -206,10 +201,12 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
             artifacts.save_tensors(folder / f"step-{step + 1:07d}.safetensors", saved, run=run, step=step + 1)
         if not last and (checkpoint or state.due() or signals.asked()):
             log.save()
-            state.save(step + 1, log.seen)
+            state.save(step + 1, log)
             if signals.asked():
                 signals.leave(f"the state of step {step + 1:,} is saved")
     log.save()
+    saved = {name: tensor.detach().clone() for name, tensor in saved.items()}
+    runs.seeded(update, record, steps)  # one more, which is not kept, says whether the last one diverged
     artifacts.save_tensors(folder / "final.safetensors", saved, run=run, step=steps)
     state.remove()
     losses = {name: value for name, value in log.rows[-1].items() if name.endswith(("_loss", "_term"))}

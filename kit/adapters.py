@@ -14,8 +14,8 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
-from kit import fail
-from kit.artifacts import first_words, write_json, write_whole
+from kit import fail, limits, seals
+from kit.artifacts import first_words, write_whole
 from lora import TARGETS, LoRA
 
 
@@ -43,7 +43,9 @@ def export_peft(model: nn.Module, folder, base: nn.Module, name: str = "") -> No
               "target_modules": sorted({path.rpartition(".")[2] for path in layers})}
     tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
     write_whole(Path(folder) / "adapter_model.safetensors", lambda part: save_file(tensors, part))
-    write_json(Path(folder) / "adapter_config.json", config)
+    text = json.dumps(config, indent=1) + "\n"
+    write_whole(Path(folder) / "adapter_config.json", lambda part: part.write_text(text))
+    seals.write_list(folder, ("adapter_config.json", "adapter_model.safetensors"))
 
 
 @torch.no_grad()
@@ -64,6 +66,8 @@ def import_peft(model: nn.Module, folder) -> None:
                 found = True
             if bias is not None and not getattr(layer.base.bias, "requires_grad", False):
                 refuse(folder, "has biases, which stay frozen in this model; train the adapter without")
+            if bias is not None and bias.shape != layer.base.bias.shape:
+                refuse(folder, f"has a bias of shape {tuple(bias.shape)} for {path}")
             if bias is not None:
                 layer.base.bias += scale * bias
     if not found:
@@ -77,9 +81,15 @@ def import_peft(model: nn.Module, folder) -> None:
 def read_peft(folder):
     """(tensors, rank, scale) of an adapter's two files."""
     try:
+        limits.adapter_folder(folder)
+        seals.check_list(folder)
         config = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
         rank, alpha = config["r"], config["lora_alpha"]
+        if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+            raise ValueError(f"r is {rank} and lora_alpha {alpha}; both have to be numbers above 0")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("its tensors are not finite")
     except Exception as error:  # OSError, ValueError, KeyError, safetensors' own
         refuse(folder, f"is not readable ({first_words(error)}); it needs adapter_config.json and "
                "adapter_model.safetensors")
@@ -92,6 +102,9 @@ def read_peft(folder):
 def fill(layer, path, folder, A, B, rank):
     """Copy an adapter's A (rank, I) and B (O, rank) into a LoRA layer."""
     R = layer.lora_B.shape[1]
+    if A.dim() != 2 or B.dim() != 2 or not rank == A.shape[0] == B.shape[1]:
+        refuse(folder, f"has an A of shape {tuple(A.shape)} and a B of shape {tuple(B.shape)} for {path}, "
+               f"and rank {rank}; it is damaged")
     if A.shape[1] != layer.lora_A.shape[1] or B.shape[0] != layer.lora_B.shape[0]:
         refuse(folder, f"is of another language model: its {path} is {A.shape[1]} to {B.shape[0]} wide")
     if rank == R:

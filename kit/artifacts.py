@@ -1,5 +1,6 @@
-"""The one place that knows paths and file formats. What is written is whole or not there at all; what is
-read is checked, and a damaged file ends the program in one line.
+"""The one place that knows paths and file formats. What is written is whole or not there at all, and has a
+digest of its content (kit/seals.py); what is read is checked against it, and a damaged file ends the program
+in one line.
 
     data/PROFILE/CELL.npz               a cell's episodes: load_dataset says which arrays
     data/PROFILE/*-heldout.npz          episodes that no run trains on (sources/heldout.py)
@@ -22,10 +23,9 @@ read is checked, and a damaged file ends the program in one line.
 All paths are relative to the working directory. Nothing is pickled or unpickled.
 """
 
-import csv
+import contextlib
 import gzip
 import hashlib
-import io
 import json
 import os
 import time
@@ -33,10 +33,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kit import fail
+from kit import fail, limits, seals
 
 RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "step", "target_return",
                   "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
@@ -73,13 +73,29 @@ def run_folder(run):
     return Path("runs") / run
 
 
+def checkpoint_steps(config):
+    """After which steps a run has a checkpoint, in order."""
+    return [*range(config["eval_every"], config["steps"], config["eval_every"]), config["steps"]]
+
+
+def checkpoint_path(folder, step, config):
+    return folder / ("final.safetensors" if step == config["steps"] else f"step-{step:07d}.safetensors")
+
+
 def checkpoint_paths(run):
-    """A finished run's checkpoints in order of steps; one line and exit if it is not finished."""
+    """(config.json, checkpoints in order of steps) of a finished run; one line and exit if it is not finished
+    or not whole."""
     folder = run_folder(run)
     if not (folder / "final.safetensors").exists():
         fail(f"{folder} holds no finished run; make it: make {run.split('/')[1]}, or: python train.py {run} "
              "(baselines.py for bc, td3bc, iql, cql)")
-    return [*sorted(folder.glob("step-*.safetensors")), folder / "final.safetensors"]
+    config = load_config(run)
+    paths = [checkpoint_path(folder, step, config) for step in checkpoint_steps(config)]
+    if strange := {*folder.glob("step-*.safetensors"), folder / "final.safetensors"} ^ {*paths}:
+        there = min(strange).exists()
+        fail(f"{min(strange)} is {'no checkpoint of this run' if there else 'not there'}; put it "
+             f"{'away' if there else 'back'}, or train again: --fresh, or make ... FRESH=1")
+    return config, paths
 
 
 def results_path(cell):
@@ -93,29 +109,22 @@ def figure_path(cell):
 # --- writing whole -----------------------------------------------------------------------------
 
 def write_whole(path, write):
-    """Call write(temporary path), then rename: readers see the old file or the new one, whole."""
+    """Call write(temporary path), then rename: readers see the old file or the new one, whole. One line and
+    exit if the disk is full, or the folder cannot be written; what was there stays."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        fail(f"{path} could not be written ({first_words(error)}); nothing that was there is lost: make "
+             "room, or the folder writable, and type the same command again")
     finally:
-        part.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder):
-    """Of writes that were killed."""
-    for part in Path(folder).glob(".*.part*"):
-        part.unlink()
-
-
-def sha256(path):
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def first_words(error):
@@ -126,52 +135,52 @@ def first_words(error):
 # --- JSON and CSV ------------------------------------------------------------------------------
 
 def write_json(path, value):
-    write_whole(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n"))
+    write_whole(path, lambda part: part.write_text(seals.json_text(value), encoding="utf-8"))
 
 
 def read_json(path, remedy):
-    """A dict; one line and exit, with what to do about it, if the file does not hold one."""
+    """A dict; one line and exit, with what to do about it, if the file does not hold what was written."""
     try:
-        value = json.loads(Path(path).read_text())
-        if not isinstance(value, dict):
-            raise ValueError("it is no object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
+        return seals.read_json(path)
+    except (OSError, ValueError) as error:
         fail(f"{path} is not readable ({first_words(error)}); {remedy}")
 
 
 def load_config(run):
     """A run's config.json."""
-    return read_json(run_folder(run) / "config.json", "move the run out of runs/, or train it again "
-                     "with --fresh (make ... FRESH=1)")
+    path = run_folder(run) / "config.json"
+    remedy = "move the run out of runs/, or train it again with --fresh (make ... FRESH=1)"
+    config = read_json(path, remedy)
+    own = "/".join(str(config.get(name)) for name in ("profile", "cell", "method"))
+    own += f"/seed{config.get('seed')}"
+    if own != run:
+        fail(f"{path} is that of {own}; {remedy}")
+    return config
 
 
 def csv_text(columns, rows):
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    """Of dicts; what one does not have is empty."""
+    if strange := {name for row in rows for name in row} - {*columns}:
+        raise ValueError(f"rows have {', '.join(sorted(strange))} beside their columns")
+    return seals.csv_text(columns, [[row.get(name) for name in columns] for row in rows])
 
 
 def write_csv(path, columns, rows):
     write_whole(path, lambda part: part.write_text(csv_text(columns, rows), encoding="utf-8", newline=""))
 
 
-def read_csv(path, columns):
+def read_csv(path, columns, remedy="delete it and make it again"):
     """A list of dicts, of a file that may be gzipped; one line and exit if the columns do not begin with
-    `columns` or a row is cut."""
+    `columns`, or anything is not as it was written."""
     try:
-        opened = gzip.open if str(path).endswith(".gz") else open
-        with opened(path, "rt", newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        named = tuple(reader.fieldnames or ())[:len(columns)]
-        if named != tuple(columns) or any(None in row or None in row.values() for row in rows):
+        content = Path(path).read_bytes()
+        text = gzip.decompress(content) if str(path).endswith(".gz") else content
+        header, rows = seals.parse_csv(text.decode("utf-8"))
+        if tuple(header[:len(columns)]) != tuple(columns):
             raise ValueError("its columns are not those this kit writes")
-        return rows
-    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
-        fail(f"{path} is not readable ({first_words(error)}); delete it and make it again")
+        return [dict(zip(header, row, strict=True)) for row in rows]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        fail(f"{path} is not readable ({first_words(error)}); {remedy}")
 
 
 def filled(text, markers, lines, name):
@@ -193,15 +202,13 @@ class Log:
     file at once, or with the next one where they come faster than one in SAVE_EVERY seconds.
 
     tensorboard     write the rows as event files too, beside it; nothing of the kit reads them
-    seen            what was added after the last row, of a run that goes on between two
+    rows, seen      of a run that goes on: its rows, and what was added after the last of them
     """
 
     SAVE_EVERY = 1.0
 
-    def __init__(self, path, done, tensorboard=False, seen=()):
-        self.path, self.rows, self.seen, self.saved = path, [], [*seen], -self.SAVE_EVERY
-        if done and path.exists():  # a resumed run keeps the rows up to its checkpoint
-            self.rows = [row for row in read_csv(path, ("step",)) if int(row["step"]) <= done]
+    def __init__(self, path, tensorboard=False, rows=(), seen=()):
+        self.path, self.rows, self.seen, self.saved = path, [*rows], [*seen], -self.SAVE_EVERY
         self.events = event_writer(path.parent) if tensorboard else None
         for row in self.rows:  # a file of its own from the first row on, so that none is there twice
             self.show(row)
@@ -232,8 +239,7 @@ class Log:
             self.events.flush()
         if not self.rows:  # a run that is stopped before its first one
             return
-        columns = dict.fromkeys(name for row in self.rows for name in row)
-        write_csv(self.path, tuple(columns), self.rows)
+        write_csv(self.path, dict.fromkeys(name for row in self.rows for name in row), self.rows)
 
 
 def event_writer(folder):
@@ -262,19 +268,20 @@ def arrays_digest(arrays, beside=None):
 
 
 def save_arrays(path, provenance, arrays, compress=False):
-    """Write arrays and their provenance, a dict, which gets their digest as "sha256"."""
+    """Write arrays and their provenance, a dict, which gets their digest as "sha256", and its own seal."""
     provenance = provenance | {"sha256": arrays_digest(arrays)}
     save = np.savez_compressed if compress else np.savez
-    write_whole(path, lambda part: save(part, provenance=np.array(json.dumps(provenance)), **arrays))
+    write_whole(path, lambda part: save(part, provenance=np.array(seals.json_text(provenance)), **arrays))
 
 
 def load_arrays(path, wanted):
     """(arrays, provenance) of a file save_arrays wrote; one line and exit if it is not there or damaged."""
     name = f"{Path(path).parent.name}/{Path(path).stem}"
     try:
+        limits.arrays_file(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != "provenance"}
-            provenance = json.loads(str(file["provenance"]))
+            provenance = seals.parse_json(str(file["provenance"]))
         if missing := set(wanted) - set(arrays):
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
         if provenance["sha256"] != arrays_digest(arrays):
@@ -290,11 +297,9 @@ def load_arrays(path, wanted):
 def load_provenance(path):
     """The provenance alone, without reading the arrays."""
     try:
+        limits.arrays_file(path)
         with np.load(path, allow_pickle=False) as file:
-            provenance = json.loads(str(file["provenance"]))
-        if not isinstance(provenance, dict):
-            raise ValueError("it is no object")
-        return provenance
+            return seals.parse_json(str(file["provenance"]))
     except Exception as error:  # as above
         fail(f"{path} is damaged ({type(error).__name__}: {first_words(error)}); delete it and make it again")
 

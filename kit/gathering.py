@@ -10,7 +10,7 @@ Seeds that share a subset are in CELL, or CELL-d3, alone, so that no table has t
 
 import re
 
-from kit import artifacts, fail, settings
+from kit import artifacts, fail, seals, settings
 from tasks import METHODS
 
 
@@ -32,7 +32,7 @@ def collect(cell):
         refuse_to_mix(first.setdefault(config["method"], (run, alike)), run, alike)
         more = {"subset": subset, "score_window": config["score_window"],
                 "changed": settings.changed(run, config)}
-        own = artifacts.read_csv(path, artifacts.RESULT_COLUMNS)
+        own = load_rows(path, config)
         for measured in {row.get("heldout_data") for row in own} - {None, ""}:
             refuse_to_mix(first.setdefault(f"held out {subset}", (run, {"heldout_data": measured})), run,
                           {"heldout_data": measured})
@@ -43,10 +43,47 @@ def collect(cell):
         how = f"make {plain} SUBSETS=seed" if subset == "N" else f"make {cell.split('/')[1]}"
         fail(f"runs/{cell} holds no evaluated run; make one: {how}")
     path = artifacts.results_path(cell)
+    seals.remove_leftovers(path.parent, path.stem)
     columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
     # asked at every call of make, it leaves a file alone that says the same, so that figures stay, too
-    if not path.exists() or path.read_text(encoding="utf-8") != artifacts.csv_text(columns, rows):
+    if not path.exists() or path.read_bytes() != artifacts.csv_text(columns, rows).encode():
         artifacts.write_csv(path, columns, rows)
+
+
+def of_run(config):
+    """What all rows of a run's eval.csv have in common, as they are read back."""
+    return {"profile": config["profile"], "data": config["data"], "lm": config["lm_id"],
+            "task": config["task"], "ratio": str(config["ratio"]), "method": config["method"],
+            "seed": str(config["seed"]), "data_episodes": str(len(config["data_episodes"]))}
+
+
+def episodes_of(config):
+    """(step, target_return, episode) of all that a run's evaluation plays, in order, as rows have them."""
+    return [(str(step), "" if target is None else f"{target:g}", str(episode))
+            for step in artifacts.checkpoint_steps(config)
+            for target in config.get("target_returns", (None,)) for episode in range(config["episodes"])]
+
+
+def load_rows(path, config, whole=True):
+    """Rows of an eval.csv; one line and exit if they are another run's, or not each episode once. Without
+    `whole`, episodes may be missing.
+
+    config  the run's, with what its evaluation changed
+    """
+    rows, own = artifacts.read_csv(path, artifacts.RESULT_COLUMNS), of_run(config)
+    remedy = f"delete it and play the run again: python evaluate.py {settings.run_name(str(path.parent))}"
+    if strange := next((name for row in rows for name in own if row[name] != own[name]), None):
+        fail(f"{path} holds rows of another run: {strange} is not {own[strange]}; {remedy}")
+    wanted = dict.fromkeys(episodes_of(config), 0)
+    for row in rows:
+        key = row["step"], row["target_return"], row["episode"]
+        if wanted.get(key, 1):
+            fail(f"{path} holds step {key[0]}, target {key[1] or 'none'}, episode {key[2]} twice, or where "
+                 f"none was asked for; {remedy}")
+        wanted[key] = 1
+    if whole and not all(wanted.values()):
+        fail(f"{path} holds {len(rows)} of {len(wanted)} episodes; {remedy}")
+    return rows
 
 
 def evaluated(cell, methods):

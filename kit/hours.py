@@ -15,7 +15,7 @@ import math
 import statistics
 from pathlib import Path
 
-from kit.lock import read_json
+from kit.seals import read_report
 
 # what a step's time depends on, beside profile, task and method
 COSTLY = ("batch_size", "context", "lm", "lm_layers", "trunk", "train", "lora_rank", "lm_weight",
@@ -41,7 +41,7 @@ def measured():
     times = collections.defaultdict(list)
     for path in Path("runs").glob("*/*/*/seed*/config.json"):
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):  # another kit's
-            config = read_json(path) | read_json(path.parent / "eval.json")
+            config = read_report(path) | read_report(path.parent / "eval.json")
             for stage, sample in samples(path.parent, config):
                 for kind in kinds(config):
                     times[stage, kind].append(sample)
@@ -50,7 +50,7 @@ def measured():
 
 def samples(folder, config):
     """(stage, (start, unit)) of a run's training and evaluation, as far as they are known."""
-    cost, now = read_json(folder / "cost.json"), read_json(folder / "progress.json")
+    cost, now = read_report(folder / "cost.json"), read_report(folder / "progress.json")
     training, evaluation = cost.get("training", {}), cost.get("evaluation")
     if training.get("steps"):
         yield "training", ((training["wall"] - training["seconds"]) / training["calls"],

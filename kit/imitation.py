@@ -23,7 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kit import artifacts, fail, runs
+from kit import artifacts, fail, runs, seals
+from kit.artifacts import first_words
 from kit.language_models import load_tokenizer
 from train import training_arrays, windows
 
@@ -126,6 +127,10 @@ def bits_per_byte(model, config, device="cpu"):
 def prose(lm):
     """(token ids, bytes) of the beginning of the prose that no shipped model has seen; None, and a line that
     says so, for a language model without a tokenizer, which trajectories do without."""
+    try:
+        seals.check_list(PROSE.parent, PROSE.name)
+    except (OSError, ValueError) as error:
+        fail(f"{PROSE} is damaged ({first_words(error)}); restore it with git checkout")
     text, why = PROSE.read_text(encoding="utf-8")[:CHARACTERS], "it does not give the text back"
     try:
         tokenizer = load_tokenizer(lm)

@@ -1,12 +1,14 @@
 """Where a language model is found, loaded, and named by digest.
 
 A name is one of our own (tasks.LANGUAGE_MODELS), `smollm2` (a package), a folder in the model hub's format,
-a GGUF file, or a name on the hub, whose cache is used first.
+a GGUF file, or a name on the hub, whose cache is used first. No code of a model's is ever run, no pickle is
+unpickled, and what its files claim is looked at before it is allocated (kit/limits.py).
 
     trunk = load_language_model("mini", dropout=0.1)        # a causal LM of transformers, float32
     language_model_id(config, trunk)                        # "mini@4a41a5da", as every CSV row says
 """
 
+import copy
 import hashlib
 import importlib.util
 import io
@@ -23,12 +25,15 @@ from huggingface_hub.constants import ENDPOINT
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2Model
 from transformers.utils import logging
 
-from kit import fail
-from kit.artifacts import first_words, sha256
+from kit import fail, limits, seals
+from kit.artifacts import first_words
+from kit.seals import sha256
 from tasks import LANGUAGE_MODELS
 
 # Families whose attention lora.py adapts and whose positions can be left out, as config.json calls them.
 FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+             "added_tokens.json", "tokenizer.model")  # files that it may be in
 OWN = ", ".join([*LANGUAGE_MODELS, "smollm2"])
 
 logging.disable_progress_bar()  # it draws itself even where nobody watches
@@ -54,6 +59,7 @@ def from_hub(loader, name, **kwargs):
 
     What the hub's cache holds is used without asking the hub.
     """
+    kwargs["trust_remote_code"] = False  # else transformers asks on stdin, and a yes runs it
     place = locate(name)
     if place is not None:
         return from_disk(loader, place, **kwargs)
@@ -63,6 +69,8 @@ def from_hub(loader, name, **kwargs):
         return loader.from_pretrained(name, local_files_only=True, **kwargs)
     except OSError:
         pass  # not in the cache
+    except ValueError as error:
+        fail(f"the language model {name!r} in the hub's cache cannot be used ({first_words(error)})")
     try:
         # asked first, because the hub's client retries for half a minute when there is no network
         urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
@@ -73,19 +81,62 @@ def from_hub(loader, name, **kwargs):
              f"pass LM=/path/to/a/local/copy, or one of {OWN}")
 
 
+def check_place(loader, place, kwargs):
+    """One line and exit if a folder or file claims what no language model is, or would have code run."""
+    try:
+        if place.is_file():
+            limits.gguf_file(place)
+            kwargs.pop("use_safetensors", None)
+            return
+        limits.model_folder(place)
+        if loader is AutoTokenizer:
+            limits.tokenizer_folder(place)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        fail(f"{place} does not hold a causal language model that can be used: {first_words(error)}")
+    if loader is AutoModelForCausalLM and not any(place.glob("*.safetensors")) and any(place.glob("*.bin")):
+        if kwargs["use_safetensors"]:
+            fail(f"{place} has its weights as .bin, a pickle; --lm_bin (ARGS=) reads the tensors in it and "
+                 "nothing else, or convert it to model.safetensors")
+        return
+    kwargs.pop("use_safetensors", None)
+    if loader is AutoModelForCausalLM:
+        kwargs["use_safetensors"] = True
+
+
 def from_disk(loader, place, **kwargs):
+    check_place(loader, place, kwargs)
     folder = place
     if place.suffix == ".gguf":
         kwargs["gguf_file"], folder = place.name, place.parent
+    else:
+        check_folder(place)
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # GGUF's bar
     try:
         with quiet:
             return loader.from_pretrained(str(folder), **kwargs)
     except ImportError as error:  # gguf or accelerate
         fail(f"{place} needs more packages ({first_words(error)}); pip install -r requirements-smollm2.txt")
-    except Exception as error:  # OSError, ValueError, safetensors' and the tokenizers' own ...
+    except BaseException as error:  # OSError, ValueError, safetensors' and the tokenizers' own ...
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         fail(f"{place} does not hold a causal language model ({first_words(error)}); it needs the hub's "
              "config.json, model.safetensors and tokenizer.json, or to be a GGUF file")
+
+
+def is_panic(error):
+    """Whether an exception is one of the tokenizers' library, in Rust, that is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+def check_folder(place):
+    """One line and exit if a language model's folder is not as its SHA256SUMS has it, if there is one; those
+    that ship and those of mini.pretrain have one."""
+    try:
+        ours = place.parent == Path(__file__).parent.parent / "mini" / "weights"
+        seals.check_list(place, "config.json" if ours else None)
+        seals.check_list(place)
+    except (OSError, ValueError) as error:
+        fail(f"{place} is damaged ({first_words(error)})" + "; restore it with git checkout" * ours)
 
 
 # --- loaded ------------------------------------------------------------------------------------
@@ -94,11 +145,13 @@ def load_tokenizer(name: str):
     return from_hub(AutoTokenizer, name)
 
 
-def load_language_model(name: str, dropout: float, random: bool = False, layers: int = 0) -> nn.Module:
+def load_language_model(name: str, dropout: float, random: bool = False, layers: int = 0,
+                        bins: bool = False) -> nn.Module:
     """The causal LM in float32, with the given dropout everywhere.
 
     random      its shape alone, with the weights it has before pre-training
     layers      keep its first blocks alone, so many, and what follows the last of them; 0 for all
+    bins        its weights may be a .bin, a pickle of which torch reads the tensors alone
     """
     config = from_hub(AutoConfig, name)
     if config.model_type not in FAMILIES:
@@ -110,9 +163,31 @@ def load_language_model(name: str, dropout: float, random: bool = False, layers:
             setattr(config, place, dropout)
     if getattr(config, "activation_function", "") == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, in one fused kernel
+    check_size(config, name)
     if random:
-        return keep_first(AutoModelForCausalLM.from_config(config, dtype=torch.float32), layers, name)
-    return keep_first(from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32), layers, name)
+        return keep_first(from_config(config), layers, name)
+    trunk, info = from_hub(AutoModelForCausalLM, name, config=config, dtype=torch.float32, weights_only=True,
+                           use_safetensors=not bins, output_loading_info=True)
+    if lost := sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])]):
+        # transformers would draw them at random
+        fail(f"{name} does not hold all weights of its config.json: {lost[0]} and {len(lost) - 1} more are "
+             "missing or of another shape; it is damaged, or no causal language model")
+    return keep_first(trunk, layers, name)
+
+
+def from_config(config):
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def check_size(config, name):
+    """One line and exit if a configuration claims a model that its weights are not. It is built without
+    memory, and draws nothing."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            claimed = sum(p.numel() for p in from_config(copy.deepcopy(config)).parameters())
+        limits.model_size(claimed, locate(name))
+    except Exception as error:  # ValueError, RuntimeError of a shape that is no number ...
+        fail(f"{name} does not hold a causal language model that can be used: {first_words(error)}")
 
 
 def keep_first(model: nn.Module, layers: int, name: str) -> nn.Module:
@@ -136,7 +211,7 @@ def load_trunk(config: dict) -> nn.Module:
         fail(f"the {config['profile']} profile has no language model for {config['method']}; pass "
              "LM=/its/folder (python -m mini.pretrain makes one), or use the other profile")
     return load_language_model(config["lm"], config["dropout"], config["trunk"] == "random",
-                               config.get("lm_layers", 0))
+                               config.get("lm_layers", 0), config.get("lm_bin", False))
 
 
 def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float = 0.1,
@@ -169,10 +244,12 @@ def weight_files(place: Path) -> list[Path]:
 
 
 def input_digests(config: dict) -> dict:
-    """{file: SHA-256} of what a configuration's model starts from: the language model's config.json and
-    weights, and the adapter's."""
+    """{file: SHA-256} of what a configuration's model starts from: the language model's config.json,
+    weights and tokenizer, and the adapter."""
     places = [locate(config["lm"])] if config["trunk"] == "pretrained" else []
     files = [path for place in places if place for path in weight_files(place)]
+    if config["trunk"] != "dt" and (place := locate(config["lm"])) and place.is_dir():
+        files += [place / name for name in TOKENIZER if (place / name).exists()]
     if config["adapter"]:
         files += [*weight_files(Path(config["adapter"])), Path(config["adapter"]) / "adapter_config.json"]
     return shape_digests(config) | {os.path.relpath(path): sha256(path) for path in files}
@@ -202,6 +279,7 @@ def language_model_id(config: dict, trunk: nn.Module) -> str:
         own = name in (*LANGUAGE_MODELS, "smollm2")
         known = f"{name if own else place.name}@{weights_digest(place)}"
     known += f":{config['lm_layers']}" if config.get("lm_layers") else ""
+    known = limits.plain_name(known)
     return f"{known}+{Path(adapter).name}@{weights_digest(Path(adapter))}" if adapter else known
 
 

@@ -13,12 +13,14 @@ ends. Standard library only.
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import threading
 import time
 from pathlib import Path
+
+from kit import seals
+from kit.seals import read_report
 
 BEAT = 20.0   # seconds between two heartbeats
 LOST = 300.0  # without one for so long, a process on another host is gone
@@ -51,22 +53,6 @@ def born(pid):
         return "" if not Path("/proc/self/stat").exists() else None
 
 
-def read_json(path):
-    """{} if there is none, or one that is being written or damaged."""
-    try:
-        value = json.loads(path.read_text())
-        return value if isinstance(value, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def write_json(path, value):
-    """Whole or not at all, and no more: what is lost with the machine may be."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
-
-
 def clock():
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
@@ -92,6 +78,7 @@ def held(name, folder, stage):
              "token": f"{place()} {os.getpid()} {time.time()}", "began": time.time()}
     lock = Lock(folder / "running.json", owner)
     left = take(name, lock.path, owner)
+    remove_leftovers(folder)
     try:
         yield lock, left
     finally:
@@ -107,12 +94,12 @@ class Lock:
         self.path, self.owner, self.stopped = path, owner, threading.Event()
 
     def is_ours(self):
-        return read_json(self.path).get("token") == self.owner["token"]
+        return read_report(self.path).get("token") == self.owner["token"]
 
     def covers(self, pid, **more):
         """Another process that the work is done by, and what others may read about it."""
         self.owner["processes"].append((pid, born(pid)))
-        write_json(self.path, self.owner | more)
+        seals.write_whole(self.path, seals.json_text(self.owner | more))
 
     def beat_until_released(self, lost):
         """Touch it in a thread; call lost() if another one has taken it over."""
@@ -120,16 +107,25 @@ class Lock:
 
     def beat(self, lost):
         while not self.stopped.wait(BEAT):
-            if read_json(self.path) and not self.is_ours():
+            if read_report(self.path) and not self.is_ours():
                 return lost()
             with contextlib.suppress(OSError):  # the folder was moved away, or the server is slow
                 os.utime(self.path)
 
 
+def remove_leftovers(folder):
+    """What whoever had the lock before left half-written, and the claims of those that are gone."""
+    seals.remove_leftovers(folder)
+    for claim in folder.glob(f".claim.{socket.gethostname()}.*"):
+        pid = claim.name.rpartition(".")[2]
+        if pid.isdigit() and born(int(pid)) is None:
+            claim.unlink(missing_ok=True)
+
+
 def take(name, lock, owner):
     """Wait until the lock is ours; returns the record of the one that left it behind, or None."""
     claim, said = lock.with_name(f".claim.{owner['host']}.{os.getpid()}"), False
-    claim.write_text(json.dumps(owner))
+    claim.write_text(seals.json_text(owner))
     try:
         while True:
             with contextlib.suppress(FileExistsError):
@@ -139,7 +135,7 @@ def take(name, lock, owner):
             if left := take_over(lock, claim):
                 print(f"{name}: taken over from {who(left)}, which is gone", flush=True)
                 return left
-            if not said and (other := read_json(lock)):
+            if not said and (other := read_report(lock)):
                 print(f"{name}: waits for {who(other)}, which has been at it ({other.get('stage')}) since "
                       f"{other.get('since')}", flush=True)
                 said = True
@@ -158,7 +154,7 @@ def take_over(lock, claim):
             now = os.stat(lock)
             if not os.path.samestat(os.fstat(file.fileno()), now):
                 return None
-            owner = read_json(lock)
+            owner = read_report(lock)
             if not is_gone(owner, claim.stat().st_mtime - now.st_mtime):
                 return None
             os.replace(claim, lock)
@@ -174,5 +170,5 @@ def alive(folder):
         age = time.time() - lock.stat().st_mtime
     except OSError:
         return None
-    owner = read_json(lock)
+    owner = read_report(lock)
     return None if is_gone(owner, age) else owner

@@ -2,8 +2,7 @@
 
     python3 -m kit.plan CELL...           asked by the Makefile; changes nothing
 
-reads   make's variables PROFILE METHODS SEEDS SUBSETS LM DATA TEXT ARGS REPLACE FRESH from the environment,
-        and runs/RUN/config.json and eval.json
+reads   make's variables (VARIABLES, below) from the environment, and runs/RUN/config.json and eval.json
 prints  words for the Makefile, and "planned" behind them, or "refused" and one line:
             run:RUN        is asked for
             train:RUN      has to be trained (or asked whether it has to be)
@@ -18,16 +17,19 @@ docs/extending.md has the reasons. Standard library only: make may ask before an
 """
 
 import functools
-import hashlib
-import json
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
 
-from kit import settings
-from tasks import METHODS
+from kit import seals, settings
+from tasks import METHODS, PROFILES
+
+VARIABLES = ("PROFILE", "METHODS", "SEEDS", "SUBSETS", "LM", "DATA", "TEXT", "ARGS", "REPLACE", "FRESH",
+             "WATCH", "TENSORBOARD", "THREADS", "GPUS")
+# Where make looks only whether something is there: REPLACE=0 must not replace.
+WORDS = {"SUBSETS": ("seed",), **dict.fromkeys(("REPLACE", "FRESH", "WATCH", "TENSORBOARD"), ("1",))}
 
 
 def plan(cells, every, make):
@@ -52,15 +54,10 @@ def asked(cells, every, make):
     if overrides["lm"]:
         settings.fail(f"ARGS= names a language model; say LM={overrides['lm']}, which is for the methods "
                       "whose row names none, and for the text")
-    for name in ("METHODS", "SEEDS"):
-        words = make[name].split()
-        if not words or len(words) > len(set(words)):
-            settings.fail(f"{name}={make[name]!r} names none, or one twice; for example METHODS=\"lamo dt\" "
-                          "SEEDS=\"0 1\"")
-    subsets = make.get("SUBSETS", "")
-    if subsets not in ("", "seed"):
-        settings.fail(f"SUBSETS={subsets!r} is not known; SUBSETS=seed trains seed N on subset N")
-    found = {}
+    check_words(make)
+    if len(cells) > len(set(cells)):
+        settings.fail(f"{' '.join(cells)!r} names a cell twice")
+    subsets, found = make.get("SUBSETS", ""), {}
     for cell in cells:
         profile, task, _ = settings.parse_cell(f"{make['PROFILE']}/{cell}")
         if subsets:
@@ -77,6 +74,28 @@ def asked(cells, every, make):
                 found.setdefault(own, {})[f"{own}/{method}/seed{seed}"] = with_lm(
                     profile, method, overrides, make["LM"])
     return found
+
+
+def check_words(make):
+    """One line and exit if a variable of make's is empty where it must not be, repeats a word, or is none of
+    the words that it may be."""
+    for name, known in (("PROFILE", PROFILES), ("METHODS", METHODS), ("SEEDS", None)):
+        words = make[name].split()
+        if not words or len(words) > len(set(words)):
+            settings.fail(f"{name}={make[name]!r} names none, or one twice; for example METHODS=\"lamo dt\" "
+                          "SEEDS=\"0 1\"")
+        for word in words:
+            if known and word not in known:
+                settings.fail(f"no {name.lower().rstrip('s')} {word!r}; there are {', '.join(known)}")
+            if not known and not re.fullmatch(settings.SEED, word):
+                settings.fail(f"SEEDS={make[name]!r}: {word!r} is no seed; give whole numbers, 0 and up, as "
+                              "short as they can be written")
+    for name, known in WORDS.items():
+        if make.get(name, "") not in ("", *known):
+            settings.fail(f"{name}={make[name]!r} is not known; {name}={known[0]}, or leave it out")
+    for name, most in (("THREADS", 1024), ("GPUS", 1024)):
+        if (word := make.get(name, "")) and not (re.fullmatch("[1-9][0-9]{0,3}", word) and int(word) <= most):
+            settings.fail(f"{name}={word!r} is no whole number in [1, {most}]")
 
 
 def with_lm(profile, method, overrides, lm):
@@ -141,29 +160,35 @@ def played(folder, config):
 
 def read(path, remedy):
     try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError("it is no object")
-        return value
+        return seals.read_json(path)
     except (OSError, ValueError) as error:
         settings.fail(f"{path} is not readable ({error}); {remedy}")
 
 
 @functools.cache
 def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return seals.sha256(path)
+
+
+def check_places(make):
+    """One line and exit if LM, DATA or TEXT names a file or a folder that is not there, and no URL or name on
+    the hub."""
+    for name, word in ((name, make[name]) for name in ("LM", "DATA", "TEXT")):
+        elsewhere = word.startswith(("http://", "https://"))
+        place = word.startswith((".", "/", "~")) or word.endswith(".gguf") if name == "LM" else bool(word)
+        if place and not elsewhere and not os.path.exists(word):
+            settings.fail(f"there is nothing at {name}={word}")
 
 
 def of_make():
     """make's variables."""
-    names = ("PROFILE", "METHODS", "SEEDS", "LM", "DATA", "TEXT", "ARGS", "REPLACE", "FRESH",
-             "SUBSETS")
-    return {name: os.environ.get(name, "") for name in names}
+    return {name: os.environ.get(name, "") for name in VARIABLES}
 
 
 if __name__ == "__main__":
     try:
-        print(*plan([arg for arg in sys.argv[1:] if arg != "all"], "all" in sys.argv, of_make()), "planned")
+        words = plan([arg for arg in sys.argv[1:] if arg != "all"], "all" in sys.argv, of_make())
+        check_places(of_make())
+        print(*words, "planned")
     except SystemExit as stop:  # make says it, once
         print("refused", stop.code or "ARGS= asks for help; see python train.py --help")

@@ -40,7 +40,7 @@ class Policy:
 
     @torch.inference_mode()
     def act(self, observations, rewards=None):
-        """What to do: (n, A) in [-1, 1], or (n,) buttons.
+        """What to do: (n, A) in [-1, 1], or (n,) buttons; FloatingPointError if the network has diverged.
 
         observations    (n, S) as the environment gives them, or stacked frames (n, 4, 84, 84)
         rewards         (n,) what the last actions earned; None at the first step
@@ -52,6 +52,8 @@ class Policy:
             states = (states.astype(np.float32) - self.mean) / self.std
         states = torch.from_numpy(states).to(self.device)
         predicted = self.predict(states, rewards) if self.sequence else self.model(states)    # (n, A)
+        if not torch.isfinite(predicted).all():
+            raise FloatingPointError("the network's action is no number")
         chosen = predicted.argmax(1) if self.config["discrete"] else predicted
         if self.sequence:
             self.steps["actions"][:, -1] = chosen  # as the model said it

@@ -14,13 +14,14 @@ writes  the same as JSON to the file that $LAMO_PROGRESS names, every few second
         kit.watch, which sets that variable, counts the steps
 """
 
-import json
+import contextlib
 import os
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
+from kit import seals
 from kit.hours import spell
 
 EVERY = 60.0        # seconds between two lines
@@ -93,9 +94,5 @@ class Progress:
         """Whole or not at all, and no more: it is no part of the run's record."""
         if not self.file:
             return
-        part = Path(f"{self.file}.{os.getpid()}")
-        try:
-            part.write_text(json.dumps(self.now()))
-            os.replace(part, self.file)
-        except OSError:  # a full disk ends a run where it has to write what counts
-            part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk ends a run where it has to write what counts
+            seals.write_whole(Path(self.file), seals.json_text(self.now()))

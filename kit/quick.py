@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from kit import fail
+
 
 def quicken(model: nn.Module) -> None:
     """Give a DecisionTransformer all of the below, in place."""
@@ -30,8 +32,14 @@ def quicken(model: nn.Module) -> None:
 # --- where, and in which precision -------------------------------------------------------------
 
 def pick_device(wanted):
+    """A torch.device; one line and exit if it is not here."""
     if wanted != "auto":
-        return torch.device(wanted)
+        device = torch.device(wanted)
+        count = {"cpu": 1, "mps": int(torch.backends.mps.is_available())}.get(
+            device.type, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        if (device.index or 0) >= count:
+            fail(f"there is no device {wanted} here: {count} of its kind; --device auto takes what there is")
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

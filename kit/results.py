@@ -71,9 +71,12 @@ def data_score(rows):
 def published():
     """The paper's scores, in its order: dicts of table "1", task, ratio, method, mean and std, which is None
     where it prints none."""
-    with open(PAPER_SCORES, newline="") as file:
-        return [row | {"ratio": float(row["ratio"]), "mean": float(row["mean"]),
-                       "std": float(row["std"]) if row["std"] else None} for row in csv.DictReader(file)]
+    try:
+        with open(PAPER_SCORES, newline="", encoding="utf-8") as file:
+            return [row | {"ratio": float(row["ratio"]), "mean": float(row["mean"]),
+                           "std": float(row["std"]) if row["std"] else None} for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        fail(f"{PAPER_SCORES} holds a row that is none ({error!r}); mend it, or restore it with git checkout")
 
 
 def paper_scores(task, ratio):

@@ -1,7 +1,7 @@
 """A run's record, its beginning, and what a killed one resumes from.
 
     record = make_record(config, ...)                          # what config.json holds
-    done, seen = begin(folder, record, weights, optimizers)    # steps that an earlier call has done
+    done, logged = begin(folder, record, weights, optimizers)  # steps that an earlier call has done
     state = State(folder, weights, optimizers, minutes)        # what a later one goes on from
 
 A finished run is left alone, a killed one goes on, and one with other settings is refused: nothing that was
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kit import artifacts, fail, settings
+from kit import artifacts, fail, seals, settings
 
 STATES = ("state.safetensors", "state-before.safetensors")  # the newest first
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam and AdamW remember of a parameter
@@ -52,11 +52,11 @@ def code_version():
 # --- its beginning, and going on -----------------------------------------------------------------
 
 def begin(folder, record, weights, optimizers, replace, fresh):
-    """Write config.json and return the steps done, and what was logged after the last row of train.csv.
+    """Write config.json and return the steps done, and what was logged meanwhile, as artifacts.Log takes it.
     What is there with other settings is refused, or removed if it may be replaced; a killed run's state is
     loaded into weights and optimisers."""
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.remove_leftovers(folder)
+    seals.remove_leftovers(folder)
     states = [folder / name for name in STATES if (folder / name).exists()]
     finished = (folder / "final.safetensors").exists()
     old = artifacts.load_config(run_of(record)) if (states or finished) and not fresh else None
@@ -67,7 +67,7 @@ def begin(folder, record, weights, optimizers, replace, fresh):
              f"{settings.some(differs)}; move it out of runs/, or let it be replaced: --replace, or make ... "
              "REPLACE=1")
     if finished and not differs and not fresh:
-        return record["steps"], []
+        return record["steps"], {}
     if not old or differs or fresh:
         (folder / "final.safetensors").unlink(missing_ok=True)  # first: it says that a run is finished
         for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json"),
@@ -76,34 +76,56 @@ def begin(folder, record, weights, optimizers, replace, fresh):
         if differs or fresh:
             (folder / "cost.json").unlink(missing_ok=True)  # which was another run's
         artifacts.write_json(folder / "config.json", record)
-        return 0, []
-    done, seen = load_state(states, weights, optimizers)
+        return 0, {}
+    done, logged = load_state(states, weights, optimizers)
     changed = {name: record[name] for name in settings.MACHINE if record[name] != old[name]}
     if changed:  # the bytes to come may differ from those of a run that was not moved
         resumed = [*old.get("resumed", []), {"step": done} | changed]
         artifacts.write_json(folder / "config.json", old | {"resumed": resumed})
         print(f"{folder}: goes on with {', '.join(f'{name} {value}' for name, value in changed.items())}; "
               "config.json says so")
-    return done, seen
+    return done, logged
+
+
+def seeded(update, record, step):
+    """What the update of a step gives to the log; one line and exit if its loss is not finite."""
+    seeds = np.random.SeedSequence([record["seed"], step])
+    torch.manual_seed(int(seeds.generate_state(1)[0]))
+    try:
+        return update(step, np.random.default_rng(seeds))
+    except FloatingPointError as error:
+        fail(f"{run_of(record)}: {error} at step {step + 1}; nothing of this step was kept; lower --lr "
+             "or look at the data")
 
 
 # --- the state of a run that trains --------------------------------------------------------------
 
 def load_state(states, weights, optimizers):
     """A killed run's weights and moments into place, from the newest state that is sound; returns the steps
-    done, and what was logged after the last row."""
+    done, and what was logged: train.csv itself is not asked, and is written anew from this."""
     *newer, oldest = states
     for path in newer:
         try:
-            state, metadata = artifacts.read_tensors(path)
+            state, metadata = read_state(path)
             break
         except ValueError as error:
             path.unlink()  # or it would become the one before
             print(f"{path} is damaged ({error}); the run goes on from {oldest.name}", flush=True)
     else:
-        state, metadata = artifacts.load_tensors(oldest)
+        try:
+            state, metadata = read_state(oldest)
+        except ValueError as error:
+            fail(f"{oldest} is damaged ({error}); delete the folder and train again")
     put_back(state, weights, optimizers)
-    return int(metadata["step"]), metadata.get("seen", [])
+    return metadata["step"], json.loads(bytes(state["logged"].numpy()))
+
+
+def read_state(path):
+    """(tensors, metadata); ValueError if it is damaged, or another run's."""
+    state, metadata = artifacts.read_tensors(path)
+    if metadata.get("run") != settings.run_name(str(path.parent)) or "logged" not in state:
+        raise ValueError(f"it is the state of {metadata.get('run')}, or an older kit's")
+    return state, metadata
 
 
 def put_back(state, weights, optimizers):
@@ -133,17 +155,21 @@ class State:
 
     def __init__(self, folder, weights, optimizers, minutes):
         self.newest, self.before = (folder / name for name in STATES)
+        self.run = settings.run_name(str(folder))
         self.weights, self.optimizers, self.minutes = weights, optimizers, minutes
         self.saved = time.monotonic()
 
     def due(self):
         return time.monotonic() >= self.saved + 60 * self.minutes
 
-    def save(self, step, seen):
-        """After `step` steps; seen: what was logged after the last row, finite numbers by name."""
+    def save(self, step, log):
+        """After `step` steps, with the artifacts.Log of them all."""
+        logged = json.dumps({"rows": log.rows, "seen": log.seen}).encode()
+        state = state_of(self.weights, self.optimizers)
+        state["logged"] = torch.frombuffer(bytearray(logged), dtype=torch.uint8)
         if self.newest.exists():
             self.newest.replace(self.before)
-        artifacts.save_tensors(self.newest, state_of(self.weights, self.optimizers), step=step, seen=seen)
+        artifacts.save_tensors(self.newest, state, step=step, run=self.run)
         self.saved = time.monotonic()
 
     def remove(self):

@@ -8,13 +8,14 @@ Reads tasks.py alone, and needs the standard library alone, so that make can ask
 """
 
 import argparse
+import functools
 import json
 import os
 import re
 import sys
 
 from kit import fail
-from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, SEQUENCE, TASKS
+from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, RANGES, SEQUENCE, TASKS
 
 # What a finished run can be played with anew; everything else makes another run.
 EVALUATION = ("episodes", "at_once", "target_returns", "score_window")
@@ -38,6 +39,7 @@ def cells():
 # A cell may carry the number of its subset, which is drawn with that seed: hopper-medium-0.01-d3; without one
 # it is subset 0. -dN names a table, of runs in which the number of the subset is the seed's.
 SUBSET = re.compile("(.+)-d([1-9][0-9]{0,8}|N)")
+SEED = "(0|[1-9][0-9]{0,8})"
 
 
 def split_subset(cell):
@@ -75,7 +77,7 @@ def parse_run(name):
     """"mini/hopper-medium-0.01/lamo/seed0" -> ("mini", "hopper-medium", 0.01, "lamo", 0)."""
     parts = run_name(name).split("/")
     # seed00 would be another name of seed0
-    if len(parts) != 4 or not re.fullmatch("seed(0|[1-9][0-9]{0,8})", parts[3]):
+    if len(parts) != 4 or not re.fullmatch(f"seed{SEED}", parts[3]):
         fail(f"{name!r} is no run; a run is PROFILE/CELL/METHOD/seedN, "
              "for example mini/hopper-medium-0.01/lamo/seed0")
     profile, task, ratio = parse_cell("/".join(parts[:2]))
@@ -129,12 +131,92 @@ def configuration(run, **overrides):
     config |= {key: value for key, value in overrides.items() if value is not None and key in config}
     if config.get("trunk") == "dt":  # it has no words
         config |= {"lm": None, "lm_layers": 0, "lm_weight": 0.0}
+    check(task, config)
     for name in ("lm", "adapter"):
         if config.get(name):
-            config[name] = config[name].rstrip("/")
+            config[name] = config[name].rstrip("/") or "/"
     return {"profile": profile, "cell": run_name(run).split("/")[1], "task": task, "ratio": ratio,
             "method": method, "seed": seed} | config
 
+
+# --- ranges ------------------------------------------------------------------------------------
+
+@functools.cache
+def bounds(interval):
+    """"(0, 10]" -> (0.0, 10.0)."""
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
+
+
+def inside(value, interval):
+    """Whether a number is in an interval, whose square brackets belong to it; nan is in none."""
+    low, high = bounds(interval)
+    above = low <= value if interval[0] == "[" else low < value
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def wanted(name):
+    """What a setting has to be, in words."""
+    if name in CHOICES:
+        return f"one of {', '.join(CHOICES[name])}"
+    if isinstance(UNSAID.get(name), bool):
+        return "True or False"
+    if name in RANGES:
+        return f"a {'whole ' * isinstance(UNSAID.get(name, 1.0), int)}number in {RANGES[name]}"
+    return "the name of a language model" if name == "lm" else "the name of a folder"
+
+
+def fits(name, value):
+    """Whether a setting may have a value. A setting without a default or a range may have any."""
+    default = UNSAID.get(name)
+    if name in CHOICES:
+        return value in CHOICES[name]
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if name in RANGES:
+        kinds = (int,) if isinstance(default, int) else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and inside(value, RANGES[name])
+    if name == "lm":  # None: the method has none
+        return value is None or isinstance(value, str) and bool(value.strip())
+    return not isinstance(default, str) or isinstance(value, str)
+
+
+def check(task, config):
+    """One line and exit if a setting is not in its range."""
+    for name, value in config.items():
+        if name == "target_returns":
+            bad = [target for target in value if not fits(name, target)]
+            if bad or not value or len(value) > len(set(value)):
+                fail(f"{name} is {short(list(value))}; give each once, {wanted(name)}")
+        elif not fits(name, value):
+            fail(f"{name} is {value!r}; it has to be {wanted(name)}")
+    if config.get("context", 1) > config["horizon"]:
+        fail(f"context is {config['context']}, and an episode of {task} is over after {config['horizon']} "
+             f"steps; it has to be a whole number in [1, {config['horizon']}]")
+
+
+def number(kind, interval):
+    """A type for argparse: int or float, in digits that everybody can read, in an interval."""
+    def read(text):
+        try:
+            value = kind(text if text.isascii() and "_" not in text else "")
+        except ValueError:
+            value = float("nan")
+        if not inside(value, interval):
+            whole = "whole " * (kind is int)
+            raise argparse.ArgumentTypeError(f"{text!r} is no {whole}number in {interval}")
+        return value
+    return read
+
+
+def device(text):
+    """A type for argparse: a device's name; kit.quick knows whether it is there."""
+    if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:1, mps")
+    return text
+
+
+# --- what stands in tasks.py, and what differs ---------------------------------------------------
 
 def own_lm(profile, method):
     """The language model that a method's row names itself; None if it names none."""
@@ -193,13 +275,36 @@ def changed(run, recorded):
 # --- the command line --------------------------------------------------------------------------
 
 class Options(argparse.ArgumentParser):
-    """argparse, but a wrong word is answered in one line."""
+    """argparse, but a wrong word is answered in one line, and no word is guessed from its beginning."""
 
     def __init__(self, manual):
-        super().__init__(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)
+
+    def parse_args(self, *words):
+        """In a program, before its packages are imported: one that is not there is one line, too."""
+        given = super().parse_args(*words)
+        for action in self._actions:  # argparse makes an empty list of --steps=--
+            if action.option_strings and action.nargs is None and getattr(given, action.dest, None) == []:
+                self.error(f"argument {action.option_strings[0]}: expected one argument")
+        if not words:
+            sys.excepthook = without_package
+        return given
 
     def error(self, message):
         fail(f"{message}; see --help")
+
+
+def without_package(kind, error, trace):
+    """sys.excepthook of a program."""
+    if not issubclass(kind, ModuleNotFoundError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    try:
+        fail(f"the package {error.name} is not installed in {sys.executable}; make setup installs what is "
+             "needed into .venv: call .venv/bin/python")
+    except SystemExit as stop:
+        print(stop.code, file=sys.stderr)
 
 
 def options(manual, run="one"):
@@ -210,18 +315,20 @@ def options(manual, run="one"):
     if run != "none":
         parser.add_argument("run", type=run_name, nargs="?" if run == "maybe" else None,
                             help="PROFILE/CELL/METHOD/seedN")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--replace", action="store_true", help="what is there, if its settings differ")
     parser.add_argument("--fresh", action="store_true", help="replace what is there in any case")
     parser.add_argument("--tensorboard", action="store_true", help="train.csv's rows as event files too")
-    parser.add_argument("--target_returns", type=float, nargs="+", help="instead of the task's")
+    parser.add_argument("--target_returns", type=number(float, RANGES["target_returns"]), nargs="+",
+                        help="instead of the task's")
     for name, value in (BASELINE | SEQUENCE | DEFAULTS).items():
         if name in NATURE or isinstance(value, dict):
             continue
         if isinstance(value, bool):
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
         else:
-            parser.add_argument(f"--{name}", type=type(value), choices=CHOICES.get(name),
+            kind = number(type(value), RANGES[name]) if name in RANGES else str
+            parser.add_argument(f"--{name}", type=kind, choices=CHOICES.get(name),
                                 **({} if name in CHOICES else {"metavar": str(value) or "''"}))
     return parser
 

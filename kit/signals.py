@@ -25,6 +25,8 @@ import signal
 import sys
 from pathlib import Path
 
+from kit import in_one_line
+
 NUMBERS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 first = None      # the number of the first signal that came
@@ -33,9 +35,11 @@ holding = False   # whether it waits
 
 
 def catch():
-    """From here on, in this process; those that it forks end as any other program, or when this one does."""
+    """From here on, in this process; those that it forks end as any other program, or when this one does.
+    What the machine refuses is one line from here on, too."""
     global owner
     owner = os.getpid()
+    sys.excepthook = in_one_line
     for number in NUMBERS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for what runs in the background
             signal.signal(number, note)

@@ -39,7 +39,7 @@ import sys
 import time
 from pathlib import Path
 
-from kit import fail, settings
+from kit import fail, seals, settings
 from kit.lock import alive, place, who
 from kit.plan import of_make, plan
 
@@ -117,7 +117,10 @@ def queued():
 @functools.cache  # squeue names it once for each element
 def read(path):
     """The elements of an array."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    try:
+        return [seals.parse_json(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        fail(f"{path} is not readable ({error}); cancel its jobs, delete it, and hand the runs in again")
 
 
 # --- handing in ----------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ def submit(names, commands, needs, sbatch, largest):
     for first in range(0, len(names), largest):
         part = names[first:first + largest]
         path = FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}.jsonl"
-        lines = [json.dumps({"name": name, "commands": commands[name]}) for name in part]
+        lines = [json.dumps(seals.sealed({"name": name, "commands": commands[name]})) for name in part]
         path.write_text("\n".join(lines) + "\n")
         after = [f"--dependency=afterok:{':'.join(needs)}"] if needs else []
         try:
@@ -191,7 +194,7 @@ def script(path):
 def number(name, default):
     """Of a variable of make."""
     wanted = os.environ.get(name) or str(default)
-    if not (wanted.isdigit() and int(wanted)):
+    if not (wanted.isascii() and wanted.isdigit() and int(wanted)):
         fail(f"{name}={wanted} is no number above 0")
     return int(wanted)
 

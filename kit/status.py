@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 from kit import plan, settings
 from kit.hours import measured, median, seconds_left, spell
-from kit.lock import alive, read_json, who
+from kit.lock import alive, who
+from kit.seals import read_report
 
 STOPPED = (129, 130, 143)  # SIGHUP, SIGINT, SIGTERM: somebody wanted it
 STATES = ("done", "running", "failed", "stopped", "differs", "waiting")
@@ -72,9 +73,9 @@ def look(name, overrides, make):
 
 def how_it_ended(folder):
     """(state, why) of what is not done and not running."""
-    if (owner := read_json(folder / "running.json")):
+    if (owner := read_report(folder / "running.json")):
         return "failed", f"{who(owner)}, since {owner.get('since')}, is gone and left no exit code"
-    last = read_json(folder / "cost.json").get("last", {})
+    last = read_report(folder / "cost.json").get("last", {})
     if not last.get("exit"):
         return "waiting", ""
     why = f"{last.get('stage')}, exit code {last['exit']}, {last.get('ended')} on {last.get('host')}"
@@ -96,6 +97,7 @@ def end_of_log(folder, count):
 
 def grid(cells, make):
     """A Run for each that `make all` is asked for."""
+    plan.check_words(make)  # PROFILE may be two
     found = []
     for profile in make["PROFILE"].split():
         for of_cell in plan.asked(cells, True, make | {"PROFILE": profile}).values():
@@ -120,7 +122,7 @@ def preparations(found):
 # --- how long, in words ------------------------------------------------------------------------
 
 def left_of(run, times):
-    now = read_json(folder_of(run.name) / "progress.json") if run.state == "running" else {}
+    now = read_report(folder_of(run.name) / "progress.json") if run.state == "running" else {}
     return seconds_left(run.config, times, run.config["steps"] if run.trained else run.steps, now)
 
 
@@ -214,7 +216,7 @@ def section(title, lines, most):
 def said_running(name):
     """Where, since when, at which step, how long still."""
     folder = folder_of(name)
-    owner, now = alive(folder) or {}, read_json(folder / "progress.json")
+    owner, now = alive(folder) or {}, read_report(folder / "progress.json")
     where = f"{owner.get('host', '?')} {owner.get('pid', '?')}" + (
         f" GPU {owner['gpu']}" if owner.get("gpu") else "")
     at = owner.get("stage", "starts")

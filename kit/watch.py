@@ -30,10 +30,12 @@ import termios
 import time
 from pathlib import Path
 
-from kit import fail
-from kit.lock import clock, held, read_json, who, write_json
-from kit.settings import run_name
+from kit import fail, in_one_line, seals
+from kit.lock import clock, held, who
+from kit.seals import read_report
+from kit.settings import parse_cell, parse_run, run_name
 from kit.signals import die_with_parent
+from tasks import PROFILES
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STAGES = {"train": "training", "baselines": "training", "evaluate": "evaluation", "prepare_data": "data"}
@@ -67,24 +69,28 @@ class Log:
     """log.txt: whole lines of both streams; of a bar that is drawn over and over, what it was at last."""
 
     def __init__(self, path):
-        self.file, self.pending = open(path, "ab"), {}
+        self.file, self.pending, self.lost = open(path, "ab", buffering=0), {}, False
 
     def say(self, text):
-        self.file.write(f"--- {text}\n".encode())
-        self.file.flush()
+        self.write([f"--- {text}\n".encode()])
+
+    def write(self, lines):
+        """A log that cannot be written, on a full disk, stops no run; it says so, once."""
+        try:
+            self.file.writelines(lines)
+        except OSError as error:
+            if not self.lost:
+                print(f"{self.file.name} has no more lines: {error.strerror}", file=sys.stderr, flush=True)
+            self.lost = True
 
     def add(self, stream, data):
         *lines, rest = (self.pending.get(stream, b"") + data).split(b"\n")
-        for line in lines:
-            self.file.write(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
+        self.write([b"".join(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n" for line in lines)])
         self.pending[stream] = rest[max(rest.rstrip(b"\r").rfind(b"\r"), 0):]
-        self.file.flush()
 
     def close(self, text):
         """With a last line of ours."""
-        for rest in self.pending.values():
-            if rest:
-                self.file.write(rest.strip(b"\r") + b"\n")
+        self.write([rest.strip(b"\r") + b"\n" for rest in self.pending.values() if rest])
         self.say(text)
         self.file.close()
 
@@ -139,8 +145,12 @@ def copy(process, ends, log):
 # --- what it took ------------------------------------------------------------------------------
 
 def add_cost(folder, stage, more):
-    """Add a call to runs/NAME/cost.json: to its stage, and to the run."""
-    cost = read_json(folder / "cost.json")
+    """Add a call to runs/NAME/cost.json: to its stage, and to the run. One that is damaged stops no run."""
+    path, cost = folder / "cost.json", {}
+    try:
+        cost = seals.read_json(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        print(f"{path} is not readable ({error}); what the run takes is counted anew", flush=True)
     for total in (cost, cost.setdefault(stage, {})):
         for name in ("wall", "cpu", "calls"):
             total[name] = round(total.get(name, 0) + more[name], 3)
@@ -150,12 +160,15 @@ def add_cost(folder, stage, more):
     part["seconds"] = round(part.get("seconds", 0) + more["seconds"], 3)
     part["steps_per_second"] = round(part["steps"] / part["seconds"], 4) if part["seconds"] else None
     cost["last"] = {name: more[name] for name in ("exit", "ended", "host")} | {"stage": stage}
-    write_json(folder / "cost.json", cost)
+    try:
+        seals.write_whole(path, seals.json_text(cost))
+    except OSError as error:
+        print(f"{path} could not be written ({error.strerror}), so this call is not counted", flush=True)
 
 
 def steps_of(folder):
     """How many steps the loop has made, in how many seconds, without its start."""
-    progress = read_json(folder / "progress.json")
+    progress = read_report(folder / "progress.json")
     return {"steps": progress.get("done", 0) - progress.get("first", 0),
             "seconds": round(progress.get("seconds", 0.0), 3)}
 
@@ -216,12 +229,26 @@ def remember_the_lost(left, folder, log):
         "host": left.get("host")})
 
 
-def main(command, gpus):
+def work_of(command):
+    """(its words, the name of what it works on, the stage); one line and exit if it is no command of make's,
+    so that nothing is written outside of runs/."""
+    if "--args" in command[:-1]:
+        at = command.index("--args")
+        command = [*command[:at], *shlex.split(command[at + 1]), *command[at + 2:]]
     if len(command) < 2 or not command[0].endswith(".py"):
         fail("give a stage and what it works on: python -m kit.watch train.py PROFILE/CELL/METHOD/seedN")
-    if gpus and not (gpus.isdigit() and int(gpus)):
+    name = run_name(command[1])
+    if name.count("/") > 1:
+        parse_run(name)
+    elif name not in [f"{profile}/text" for profile in PROFILES]:
+        parse_cell(name)
+    return command, name, STAGES.get(Path(command[0]).stem, "data")
+
+
+def main(command, gpus):
+    command, name, stage = work_of(command)
+    if gpus and not (gpus.isascii() and gpus.isdigit() and int(gpus)):
         fail(f"GPUS={gpus} is no number of GPUs")
-    name, stage = run_name(command[1]), STAGES.get(Path(command[0]).stem, "data")
     folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
     on_signals(PASSED_ON, give_up)  # until the stage is there
@@ -250,4 +277,5 @@ def main(command, gpus):
 
 
 if __name__ == "__main__":
+    sys.excepthook = in_one_line
     sys.exit(main(sys.argv[1:], os.environ.get("GPUS", "").strip()))

@@ -78,7 +78,7 @@ def measure(run, changes):
         (baselines if settings.is_baseline(method) else train).train(run, fresh=True, **changes)
         config, model, checkpoints = load_run(run)
         data, provenance = load_heldout(config)
-        curve = {load_checkpoint(model, path, run): heldout_loss(merged(model, config), config, data)
+        curve = {load_checkpoint(model, path, config): heldout_loss(merged(model, config), config, data)
                  for path in checkpoints}
         about = {"lm": config["lm_id"], "code": config["code"], "heldout_data": provenance["sha256"][:8],
                  "train_loss": training_loss(config, min(curve, key=curve.get))}

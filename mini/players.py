@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kit import fail
-from kit.artifacts import first_words
+from kit import fail, seals
+from kit.artifacts import arrays_digest, first_words
 from kit.envs import make_env
 from mini.atari import breakout_player, pong_player, qbert_player
 from mini.kitchen import complete_player, partial_player
@@ -87,9 +87,14 @@ def load(path):
     """An actor {"fc0/weight": (H, S) float32, "fc0/bias": (H,), ...} and its provenance, a dict, from an
     .npz file; one line and exit if it is not there or damaged."""
     try:
+        if path.parent == WEIGHTS:
+            seals.check_list(WEIGHTS, path.name)
         with np.load(path, allow_pickle=False) as file:
             actor = {name: file[name] for layer in LAYERS for name in (f"{layer}/weight", f"{layer}/bias")}
-            return actor, json.loads(str(file["provenance"]))
+            provenance = json.loads(str(file["provenance"]))
+        if provenance.get("sha256") not in (None, arrays_digest(actor)):  # those that ship are listed
+            raise ValueError("its SHA-256 does not match its content")
+        return actor, provenance
     except Exception as error:  # a damaged zip raises one of many types (BadZipFile, zlib.error, ...)
         fail(f"{path} holds no player ({type(error).__name__}: {first_words(error)}); restore it with "
              "git checkout, or train one: python -m mini.train_player --help")

@@ -68,9 +68,10 @@ from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from kit import runs
-from kit.artifacts import load_tensors, save_tensors, sha256, write_csv, write_json
+from kit import runs, seals
+from kit.artifacts import load_tensors, save_tensors, write_csv, write_json
 from kit.language_models import load_language_model, load_tokenizer
+from kit.seals import sha256
 
 SHUFFLE_BLOCK = 1024  # the length of the authors' text blocks
 EARLY = 0.1           # the share of the tokens after which --early keeps a copy
@@ -276,6 +277,7 @@ def save(model, tokenizer, folder, provenance, rows):
     tokenizer.save_pretrained(part)
     write_json(part / "pretrain.json", provenance)
     write_csv(part / "pretrain.csv", tuple(rows[0]), rows)
+    seals.write_list(part)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     print(f"{folder}: {provenance['tokens_seen']:,} tokens seen")

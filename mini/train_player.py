@@ -18,7 +18,7 @@ writes  build/players/PLAYER/STEP.npz     the actor at every measurement (git ig
 
 from pathlib import Path
 
-from kit import fail
+from kit import fail, seals
 from kit.settings import Options, configuration
 from tasks import TASKS, TRAINED
 
@@ -131,6 +131,7 @@ def train(task, steps, every, episodes, fraction, seed):
         fail(f"after {steps:,} steps no actor had reached {goal:.0f}; "
              f"the curve is in {folder}/curve.csv; try more --steps or another --seed")
     keep(WEIGHTS / f"{player}.npz", WEIGHTS / f"{player}.csv", actor_arrays(agent.policy), curve)
+    seals.write_list(WEIGHTS)
     print(f"{WEIGHTS / player}.npz: mean return {curve[-1]['return_mean']} at step {curve[-1]['step']}")
 
 

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
 
 import plot
-from kit import artifacts
+from kit import artifacts, seals
 from kit.results import data_score, load_cell
 from kit.statistics import paired, replications, summarise
 from paper.grid import name_of
@@ -232,7 +232,7 @@ def write(cells):
 
 
 def drawn_of(cell):
-    return f"{shipped_path(cell).name} {artifacts.sha256(shipped_path(cell))}"
+    return f"{shipped_path(cell).name} {seals.sha256(shipped_path(cell))}"
 
 
 def main(args):

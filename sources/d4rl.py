@@ -15,9 +15,11 @@ import h5py
 import numpy as np
 
 from kit import fail
-from kit.artifacts import first_words, sha256
+from kit.artifacts import first_words
 from kit.envs import kitchen_done
-from sources import Episodes, choose, episode_returns, minari, others, take_episodes
+from kit.limits import plain_name
+from kit.seals import sha256
+from sources import Episodes, choose, episode_returns, hdf5, minari, others, take_episodes
 from sources.download import DOWNLOADS, download, given_file, is_url, on_server, url_folder
 
 SETTINGS = ("env", "dataset", "max_timestep")
@@ -111,7 +113,7 @@ def row_name(path, config, known, given):
     if known.startswith(config["sha256"]) if "sha256" in config else not given:
         return config["dataset"]
     print(f"{path} is not known to be D4RL's {config['dataset']}; every row will name it by its digest")
-    return path.name
+    return plain_name(path.name)
 
 
 # --- its episodes ------------------------------------------------------------------------------
@@ -125,6 +127,7 @@ def read(path, config):
              "pickle, which we never load: get it again, or convert it to D4RL's layout")
     try:
         with file:
+            hdf5.check_root(file)
             if minari.is_minari(file):
                 return minari.read(path, file, config)
             raw = read_columns(path, file, config)
@@ -138,7 +141,7 @@ def read_columns(path, file, config):
     if missing := COLUMNS - set(file):
         fail(f"{path} has no {', '.join(sorted(missing))}; it is no D4RL dataset")
     optional = {"timeouts", "next_observations"} & set(file)
-    raw = {name: file[name][()] for name in sorted(COLUMNS | optional)}
+    raw = {name: column[()] for name, column in hdf5.columns(file, sorted(COLUMNS | optional)).items()}
     for name in {"rewards", "terminals", "timeouts"} & set(raw):
         raw[name] = raw[name].reshape(-1)
     rows = len(raw["observations"])

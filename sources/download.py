@@ -15,10 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kit import fail
-from kit.artifacts import sha256
+from kit import fail, limits
+from kit.seals import sha256
 
 DOWNLOADS = Path("data/downloads")
+# What a file of a kind begins with: a page that says "not found", or sells the domain, is none of them.
+MAGIC = {".hdf5": b"\x89HDF\r\n\x1a\n", ".zip": b"PK", ".gz": b"\x1f\x8b", ".parquet": b"PAR1"}
 
 
 def is_url(where):
@@ -36,10 +38,23 @@ def url_folder(url):
     return DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()[:8]
 
 
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """As urllib follows them, but only to the web, and from an encrypted place to another one alone."""
+
+    def redirect_request(self, request, *answer):
+        old, new = (urllib.parse.urlsplit(url).scheme for url in (request.full_url, answer[-1]))
+        if new != old and (old, new) != ("http", "https"):
+            raise OSError(f"it redirects to {answer[-1]}; from {old}: no other scheme is followed")
+        return super().redirect_request(request, *answer)
+
+
+OPENER = urllib.request.build_opener(Redirects)
+
+
 def on_server(url, timeout):
     """False if the server answers that it has no such file."""
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+        OPENER.open(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
     except urllib.error.HTTPError as error:
         return error.code != 404
     except (OSError, http.client.HTTPException):
@@ -89,11 +104,22 @@ def download(urls, path, digest, timeout, remedy):
                 is_answer = isinstance(error, urllib.error.HTTPError)
                 troubles.append(f"{host} ({error if is_answer else getattr(error, 'reason', error)})")
                 continue
-            if not digest or sha256(path).startswith(digest):
+            if not (trouble := trouble_with(path, digest)):
                 return path
             path.unlink()
-            troubles.append(f"{host} (another file: its SHA-256 does not begin with {digest})")
+            troubles.append(f"{host} ({trouble})")
         fail(f"could not download {path.name}: not reached or refused: {'; '.join(troubles)}; {remedy}")
+
+
+def trouble_with(path, digest):
+    """Why a file that was fetched is not what it should be, before anything opens it; "" if it may be."""
+    magic = MAGIC.get(path.suffix, b"")
+    with open(path, "rb") as file:
+        if file.read(len(magic)) != magic:
+            return f"another file: it is no {path.suffix} file by its first bytes"
+    if digest and not sha256(path).startswith(digest):
+        return f"another file: its SHA-256 does not begin with {digest}"
+    return ""
 
 
 def fetch(url, path, timeout):
@@ -102,7 +128,7 @@ def fetch(url, path, timeout):
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = OPENER.open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code != 416:      # 416: the part is no prefix of the file, so start over
             raise
@@ -111,10 +137,12 @@ def fetch(url, path, timeout):
     with response:
         have = have if response.status == 206 else 0
         total = have + int(response.headers.get("Content-Length") or 0)
+        too_large(part, total)
         with open(part, "ab" if have else "wb") as file, \
                 tqdm(initial=have, total=total or None, unit="B", unit_scale=True, disable=None,
                      desc=path.name) as bar:
             while chunk := response.read(1 << 20):
+                too_large(part, file.tell() + len(chunk))
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
@@ -123,3 +151,9 @@ def fetch(url, path, timeout):
         raise OSError(f"the connection broke after {part.stat().st_size:,} of {total:,} bytes; "
                       "the same command resumes")
     os.replace(part, path)
+
+
+def too_large(part, size):
+    if size > limits.DOWNLOAD:
+        part.unlink(missing_ok=True)
+        raise OSError(f"it is {size:,} bytes long, and the limit is {limits.DOWNLOAD:,}")

@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 import sources
 from kit.artifacts import heldout_path, load_provenance, save_arrays
+from kit.seals import remove_leftovers
 from mini import players
 from sources import played
 from sources.download import locked
@@ -35,6 +36,7 @@ def keep_of_player(config, options):
     made_from = {name: config[name] for name in played.SETTINGS if name in config and name != "trajectories"}
     made_from |= {"sha256": played.digest(config, "", options), "episodes": sources.HELDOUT}
     with locked(path):
+        remove_leftovers(path.parent, path.stem)
         if path.exists() and not options.fresh and load_provenance(path).get("made_from") == made_from:
             return
         found = played.numbered(config, options, np.arange(FIRST, FIRST + sources.HELDOUT))

@@ -9,6 +9,8 @@ import numpy as np
 
 from kit import fail
 from kit.envs import kitchen_observation
+from kit.limits import plain_name
+from sources import hdf5
 
 
 def is_minari(file):
@@ -19,20 +21,23 @@ def is_minari(file):
 def set_name(path):
     """What rows call it: Minari keeps a set in NAME/data/main_data.hdf5."""
     folder = path.resolve().parent
-    return f"minari-{(folder.parent if folder.name == 'data' else folder).name}"
+    return f"minari-{plain_name((folder.parent if folder.name == 'data' else folder).name)}"
 
 
 def read(path, file, config):
     """All episodes of an open file, as the arrays of a cell, with the recorded rewards."""
-    seen = file["episode_0"].get("observations")
+    first = hdf5.group(file, "episode_0")
+    seen = hdf5.group(first, "observations") if "observations" in first else None
     if config["suite"] != "kitchen" or not (isinstance(seen, h5py.Group) and "observation" in seen):
         fail(f"{path} is in Minari's layout, of which only the kitchen's sets are read, for the kitchen; "
              f"take D4RL's file of {config['dataset']}, or convert this one to D4RL's layout")
     columns = {name: [] for name in ("observations", "actions", "rewards", "terminals", "last_observations")}
-    for number in sorted(int(name.removeprefix("episode_")) for name in file):
-        group = file[f"episode_{number}"]
-        seen, actions = group["observations/observation"][()], group["actions"][()]
-        rewards, terminals = group["rewards"][()].reshape(-1), group["terminations"][()].reshape(-1)
+    numbers = sorted(int(name.removeprefix("episode_")) for name in file)
+    parts = ("observations/observation", "actions", "rewards", "terminations")
+    found = hdf5.columns(file, [f"episode_{number}/{part}" for number in numbers for part in parts])
+    for number in numbers:
+        seen, actions, rewards, terminals = (found[f"episode_{number}/{part}"][()] for part in parts)
+        rewards, terminals = rewards.reshape(-1), terminals.reshape(-1)
         T = len(actions)
         if (seen.shape, actions.shape, len(rewards), len(terminals)) != ((T + 1, 59), (T, 9), T, T):
             fail(f"{path}: episode_{number} has {T} actions of shape {actions.shape[1:]} beside observations "

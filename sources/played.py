@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kit import fail
-from kit.artifacts import sha256
 from kit.envs import kitchen_done
+from kit.seals import sha256
 from mini import players
 from sources import Episodes, choose, episode_returns
 from tasks import TRAINED

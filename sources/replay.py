@@ -9,20 +9,22 @@ The frames are read an episode at a time, and only those of the chosen episodes 
 import gzip
 import hashlib
 import urllib.parse
-import zlib
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from kit import fail
-from kit.artifacts import first_words, sha256
+from kit.artifacts import first_words
+from kit.seals import sha256
 from sources import Episodes, choose, others, take_episodes
 from sources.download import download, is_url, url_folder
 
 SETTINGS = ("env", "dataset")
 URL = "https://storage.googleapis.com/atari-replay-datasets/dqn/"
 PARTS = ("observation", "action", "reward", "terminal")
+ROWS = 4_000_000  # at most, of each part; a checkpoint of DQN replay has a million
+KINDS = {"action": "iu", "reward": "f", "terminal": "buif"}  # of numpy
 
 
 def digest(config, where, options):
@@ -80,14 +82,28 @@ def find(config, where, timeout):
 # --- gzipped .npy files ------------------------------------------------------------------------
 
 def open_npy(path):
-    """(stream behind the header, shape, dtype)"""
+    """(stream behind the header, shape, dtype) of an array with a dimension or more."""
     stream = gzip.open(path)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("another version of .npy")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject or dtype.kind not in "fiub":
+        raise ValueError("it holds no numbers")
+    if not shape or fortran or min(shape) < 0:
+        raise ValueError(f"its array of shape {shape} is none of N rows")
+    if shape[0] > ROWS:
+        raise ValueError(f"it claims shape {shape}, and the limit is {ROWS:,} rows")
     return stream, shape, dtype
+
+
+def read_to_end(stream, size):
+    """The `size` bytes behind the rows that are wanted: gzip compares its checksum at the very end."""
+    with tqdm(desc="checking what is left", total=size, unit="B", unit_scale=True, disable=None) as bar:
+        while rest := stream.read(1 << 22):
+            bar.update(len(rest))
+            size -= len(rest)
+    if size:
+        raise ValueError(f"it ends {abs(size):,} bytes {'early' if size > 0 else 'late'}")
 
 
 def unreadable(path, error):
@@ -100,12 +116,18 @@ def read_columns(files, config):
     for part in PARTS[1:]:
         try:
             stream, shape, dtype = open_npy(files[part])
+            if len(shape) != 1 or dtype.kind not in KINDS[part]:
+                raise ValueError(f"it holds {dtype} of shape {shape}")
             with stream:
-                columns[part] = np.frombuffer(stream.read(int(np.prod(shape)) * dtype.itemsize), dtype)
-            if len(columns[part]) != shape[0]:
-                raise EOFError("it ends early")
-        except (OSError, EOFError, ValueError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
+                columns[part] = np.frombuffer(stream.read(shape[0] * dtype.itemsize), dtype)
+                if len(columns[part]) != shape[0]:
+                    raise EOFError("it ends early")
+                if stream.read(1):
+                    raise ValueError("it goes on behind its array")
+        except Exception as error:  # gzip's, zlib's and numpy's own, and SyntaxError of a .npy header
             unreadable(files[part], error)
+    if strange := set(np.unique(columns["terminal"])) - {0, 1}:
+        fail(f"{files['terminal']} has a terminal {strange.pop()}; get the file again")
     if strange := set(np.unique(columns["action"])) - set(range(config["action_dim"])):
         fail(f"{files['action']} has action {strange.pop()}, {config['env']} has {config['action_dim']} of "
              "them; these are another game's files")
@@ -131,6 +153,7 @@ def read_frames(path, lengths, offsets, chosen):
                 if stream.readinto(into) != into.nbytes:
                     raise EOFError("it ends early")
                 place += T * wanted[episode]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+            read_to_end(stream, (shape[0] - offsets[chosen[-1] + 1]) * 84 * 84)
+    except Exception as error:  # as above
         unreadable(path, error)
     return frames

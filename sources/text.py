@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kit import fail
+from kit import fail, limits
 from kit.artifacts import first_words, load_provenance, save_arrays, text_path
-from kit.language_models import load_tokenizer, tokenizer_digest
+from kit.language_models import is_panic, load_tokenizer, tokenizer_digest
+from kit.seals import remove_leftovers
 from kit.settings import configuration
 from sources.download import DOWNLOADS, download, is_url, locked, url_folder
 from tasks import PROFILES, TASKS
@@ -42,6 +43,7 @@ def prepare(args):
     found = read(args.text, profile, args.timeout) if args.text or not some else None
     path = text_path(profile, tokenizer_digest(lm))
     with locked(path):
+        remove_leftovers(path.parent, path.stem)
         if path.exists():
             old = load_provenance(path)
             if not args.text or digest_of(found[1]) == old["text_sha256"]:
@@ -92,9 +94,11 @@ def files_of(path):
 def read_file(path):
     """The text of a file; one line and exit if it has none."""
     try:
+        limits.regular(path, limits.TEXT)
         if path.suffix == ".parquet":
             return read_parquet(path)
         if path.suffix == ".zip":
+            limits.members(path, 2 * limits.TEXT)
             with zipfile.ZipFile(path) as archive:
                 member = next((name for name in archive.namelist() if name.endswith("train.raw")), None)
                 if member is None:
@@ -111,8 +115,20 @@ def read_parquet(path):
         from pyarrow import parquet
     except ImportError:
         fail(f"{path} needs one more package: pip install pyarrow")
-    rows = parquet.read_table(path, columns=["text"])["text"].to_pylist()
+    file = parquet.ParquetFile(path, read_dictionary=["text"])  # each text once, however often it is there
+    groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+    limits.at_most("it claims", sum(group.total_byte_size for group in groups), limits.TEXT)
+    limits.at_most("it claims", file.metadata.num_rows, limits.TEXT, "rows")
+    column = file.read(columns=["text"])["text"]
+    limits.at_most("its texts have", sum(length_of(chunk) for chunk in column.chunks), limits.TEXT)
+    rows = column.to_pylist()
     return "".join(row if row.endswith("\n") else row + "\n" for row in rows if row is not None)
+
+
+def length_of(chunk):
+    """Bytes of a dictionary-encoded Arrow array, written out."""
+    lengths = np.array([len((text or "").encode()) for text in chunk.dictionary.to_pylist()], np.int64)
+    return int(lengths[chunk.indices.drop_null().to_numpy()].sum()) if len(lengths) else 0
 
 
 def standard_library():
@@ -140,6 +156,11 @@ def encode(text, tokenizer):
     lines = text.splitlines(keepends=True)
     ids = []
     for start in tqdm(range(0, len(lines), 5_000), desc="tokenising", disable=None):
-        encoded = tokenizer("".join(lines[start:start + 5_000]), verbose=False)["input_ids"]
+        try:
+            encoded = tokenizer("".join(lines[start:start + 5_000]), verbose=False)["input_ids"]
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            fail(f"the tokenizer cannot encode the text ({first_words(error)}); take another LM=")
         ids.append(np.array(encoded, np.uint32))
     return np.concatenate(ids)

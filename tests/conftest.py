@@ -89,7 +89,7 @@ def make_kit(folder, cold=False):
                 time.sleep(0.005)
             os.killpg(running.pid, signal.SIGKILL)
 
-    run.folder, run.until = folder, run_until
+    run.folder, run.until, run.words, run.surroundings = folder, run_until, words, surroundings
     return run
 
 

@@ -10,10 +10,10 @@ from conftest import one_line
 
 import evaluate
 from baselines import build_actor
-from kit import artifacts
+from kit import artifacts, seals
 from kit.artifacts import LOSS_COLUMNS, RESULT_COLUMNS, heldout_path
 from kit.envs import make_env
-from kit.gathering import collect
+from kit.gathering import collect, episodes_of, of_run
 from kit.language_models import dt_trunk
 from kit.settings import configuration
 from model import DecisionTransformer
@@ -170,6 +170,21 @@ def test_the_contract_of_the_results(evaluated):
 RUN = "paper/hopper-medium-0.1/dt/seed0"
 
 
+def edit(path, text):
+    """What somebody writes and seals; returns it."""
+    path.write_text(text)
+    seals.seal(path)
+    return path.read_text()
+
+
+def marking(text):
+    """Lengths of 3600 steps that no episode has, so that playing would undo it."""
+    header, *rows = text.splitlines()
+    at = header.split(",").index("length")
+    rows = [row.split(",") for row in rows]
+    return "\n".join([header, *(",".join([*row[:at], "77", *row[at + 1:]]) for row in rows)]) + "\n"
+
+
 @pytest.fixture
 def folder(evaluated):
     """The run's folder; what a test does to it is undone."""
@@ -185,10 +200,10 @@ def folder(evaluated):
 def interrupted(folder):
     """The folder as a kill after the first checkpoint leaves it: its rows, and no eval.csv."""
     whole = (folder / "eval.csv").read_bytes()
-    how = json.loads((folder / "eval.json").read_text())
+    how = seals.read_json(folder / "eval.json")
     how.pop("score_window")
     part = folder / f"eval.{evaluate.digest_of(how)}.csv"
-    part.write_bytes(b"".join(line for line in whole.splitlines(keepends=True) if b",0,6," not in line))
+    edit(part, "".join(line for line in whole.decode().splitlines(keepends=True) if ",0,6," not in line))
     (folder / "eval.csv").unlink()
     return whole
 
@@ -221,7 +236,7 @@ def test_rows_of_an_interrupted_call_with_other_options_are_not_mixed_in(evaluat
 
 def test_losses_stand_behind_the_contracts_columns(evaluated, folder):
     rows = read(folder / "eval.csv")
-    assert tuple(rows[0]) == RESULT_COLUMNS + LOSS_COLUMNS
+    assert tuple(rows[0]) == (*RESULT_COLUMNS, *LOSS_COLUMNS, "seal")
     for name in ("heldout_loss", "train_loss"):
         assert len({row[name] for row in rows}) == 2  # a checkpoint's
     log = {row["step"]: row["action_loss"] for row in read(folder / "train.csv")}
@@ -233,10 +248,14 @@ def test_losses_stand_behind_the_contracts_columns(evaluated, folder):
         row["heldout_loss"] for row in rows]
 
 
-def test_an_older_kits_rows_are_readable_and_filled_in_without_playing(evaluated, folder):
-    whole, path = (folder / "eval.csv").read_bytes(), evaluated.folder / heldout_path(RUN.rsplit("/", 2)[0])
-    old = [",".join(line.split(",")[:len(RESULT_COLUMNS)]) + "\n" for line in whole.decode().splitlines()]
-    (folder / "eval.csv").write_text("".join(old).replace(",3600,0,", ",3600,77,"))  # playing would undo it
+def test_an_older_kits_rows_are_sealed_by_command_and_filled_in_without_playing(evaluated, folder):
+    whole, path = (folder / "eval.csv").read_text(), evaluated.folder / heldout_path(RUN.rsplit("/", 2)[0])
+    marked = edit(folder / "eval.csv", marking(whole))
+    old = [",".join(line.split(",")[:len(RESULT_COLUMNS)]) + "\n" for line in marked.splitlines()]
+    (folder / "eval.csv").write_text("".join(old))
+    line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
+    assert "has no seal" in line and "python -m kit.seals" in line
+    evaluated("-m", "kit.seals", str(folder / "eval.csv"))
     evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1")
     gathered = read(evaluated.folder / "results/paper/hopper-medium-0.1.csv")
     assert {row["heldout_loss"] == "" for row in gathered if row["seed"] == "0"} == {True}
@@ -245,13 +264,13 @@ def test_an_older_kits_rows_are_readable_and_filled_in_without_playing(evaluated
     assert {row["heldout_loss"] for row in read(folder / "eval.csv")} == {""}
     kept.rename(path)
     evaluated("evaluate.py", RUN, "--episodes", "2")
-    assert (folder / "eval.csv").read_bytes() == whole.replace(b",3600,0,", b",3600,77,")
+    assert (folder / "eval.csv").read_text() == marked
 
 
 def test_a_table_never_mixes_held_out_episodes(evaluated, folder):
     rows = (folder / "eval.csv").read_text()
     known = read(folder / "eval.csv")[0]["heldout_data"]
-    (folder / "eval.csv").write_text(rows.replace(known, "0badf00d"))
+    edit(folder / "eval.csv", rows.replace(known, "0badf00d"))
     line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
     assert "heldout_data is" in line and "seed0" in line and "seed1" in line
 
@@ -259,8 +278,7 @@ def test_a_table_never_mixes_held_out_episodes(evaluated, folder):
 def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(evaluated, folder, monkeypatch):
     monkeypatch.chdir(evaluated.folder)
     whole = (folder / "eval.csv").read_text()
-    marked = whole.replace(",3600,0,", ",3600,77,")  # playing would undo it
-    (folder / "eval.csv").write_text(marked)
+    marked = edit(folder / "eval.csv", marking(whole))
     evaluate.evaluate(RUN, episodes=1)
     assert len(read(folder / "eval.csv")) == 4
     evaluate.evaluate(RUN, episodes=2)
@@ -276,8 +294,7 @@ def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(eval
 
 
 def test_another_score_window_plays_nothing_and_reaches_the_results(evaluated, folder):
-    rows = (folder / "eval.csv").read_text().replace(",3600,0,", ",3600,77,")  # playing would undo it
-    (folder / "eval.csv").write_text(rows)
+    rows = edit(folder / "eval.csv", marking((folder / "eval.csv").read_text()))
     evaluated("evaluate.py", RUN, "--episodes", "2", "--score_window", "1")
     assert (folder / "eval.csv").read_text() == rows
     other = folder.parent / "seed1"
@@ -299,7 +316,7 @@ def test_another_score_window_plays_nothing_and_reaches_the_results(evaluated, f
 def test_a_table_never_mixes_data_or_settings(evaluated, name, value, said):
     path = evaluated.folder / "runs/paper/hopper-medium-0.1/dt/seed1/config.json"
     whole = path.read_text()
-    path.write_text(json.dumps(json.loads(whole) | {name: value}))
+    edit(path, json.dumps(json.loads(whole) | {name: value}))
     try:
         line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
         assert said in line and "seed0" in line and "seed1" in line and "REPLACE=1" in line
@@ -309,11 +326,11 @@ def test_a_table_never_mixes_data_or_settings(evaluated, name, value, said):
 
 def test_a_setting_that_only_the_first_run_has_is_seen_too(evaluated, folder):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"mystery": 1}))
+    edit(folder / "config.json", json.dumps(config | {"mystery": 1}))
     line = one_line(evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1", check=False))
     assert "mystery is 1, not null" in line
     del config["grad_clip"]  # newer than the record: it had its default, as the other seed's
-    (folder / "config.json").write_text(json.dumps(config))
+    edit(folder / "config.json", json.dumps(config))
     evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1")
 
 
@@ -350,8 +367,11 @@ def test_replications_of_everything_may_differ_in_their_episodes_and_in_nothing_
         artifacts.write_json(folder / "config.json", config | of_it | changed)
         how = {name: config[name] for name in ("episodes", "score_window")}
         artifacts.write_json(folder / "eval.json", how)
-        row = dict.fromkeys(RESULT_COLUMNS, "0") | {"seed": seed, "method": "bc"}
-        artifacts.write_csv(folder / "eval.csv", RESULT_COLUMNS, [row])
+        config_of_it = config | of_it | changed
+        rows = [dict.fromkeys(RESULT_COLUMNS, "0") | of_run(config_of_it) | {
+            "step": step, "target_return": target, "episode": episode}
+            for step, target, episode in episodes_of(config_of_it)]
+        artifacts.write_csv(folder / "eval.csv", RESULT_COLUMNS, rows)
 
     with pytest.raises(SystemExit, match="make pong-medium-0.1 SUBSETS=seed"):
         collect("mini/pong-medium-0.1-dN")
@@ -359,9 +379,10 @@ def test_replications_of_everything_may_differ_in_their_episodes_and_in_nothing_
         finish(seed, subset)
     collect("mini/pong-medium-0.1-dN")
     rows = read("results/mini/pong-medium-0.1-dN.csv")
-    assert [(row["seed"], row["subset"]) for row in rows] == [("0", "0"), ("1", "1"), ("10", "10")]
+    found = dict.fromkeys((row["seed"], row["subset"]) for row in rows)
+    assert [*found] == [("0", "0"), ("1", "1"), ("10", "10")]
     collect("mini/pong-medium-0.1")
-    assert [row["seed"] for row in read("results/mini/pong-medium-0.1.csv")] == ["0", "1"]
+    assert {row["seed"] for row in read("results/mini/pong-medium-0.1.csv")} == {"0", "1"}
     for changed in ({"lr": 0.5}, {"data": "mini-qbert-script@1"}):
         finish(1, 1, **changed)
         with pytest.raises(SystemExit, match=f"{[*changed][0]} is .* as in runs/mini/pong-medium-0.1-d1"):

@@ -31,8 +31,8 @@ def test_a_runs_adapter_goes_to_peft_and_back(prepared, tiny_gpt2):
     train.train(RUN, lm=str(tiny_gpt2), **SHORT)
     said = prepared("export.py", f"runs/{RUN}/", "adapter").stdout
     assert "adapter: the adapter of" in said and RUN in said
-    _, model, checkpoints = load_run(RUN)
-    load_checkpoint(model, checkpoints[-1], RUN)
+    config, model, checkpoints = load_run(RUN)
+    load_checkpoint(model, checkpoints[-1], config)
     base = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
     before = logits(base)
     theirs = logits(peft.PeftModel.from_pretrained(base, prepared.folder / "adapter"))
@@ -43,7 +43,7 @@ def test_a_runs_adapter_goes_to_peft_and_back(prepared, tiny_gpt2):
     train.train(again, lm=str(tiny_gpt2), adapter="adapter/", **SHORT | {"steps": 1, "lr": 0.0})
     (prepared.folder / "adapter/adapter_config.json").unlink()
     config, model, checkpoints = load_run(again)
-    load_checkpoint(model, checkpoints[-1], again)
+    load_checkpoint(model, checkpoints[-1], config)
     torch.testing.assert_close(logits(model.trunk), theirs, rtol=1e-5, atol=1e-5)
     assert "+adapter@" in config["lm_id"] and "adapter/adapter_model.safetensors" in config["inputs"]
 

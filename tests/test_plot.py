@@ -1,12 +1,14 @@
 """plot.py: the paper's numbers as printed, the score's rule, the intervals, the table, the figure."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from conftest import one_line
 
 import plot
 import tasks
-from kit import artifacts, settings
+from kit import artifacts, seals, settings
 from kit.results import published
 from kit.statistics import summarise
 
@@ -244,12 +246,17 @@ def test_damaged_results_end_in_one_line(plotted, monkeypatch):
     whole = path.read_text()
     for damaged in ("", "a,b\n1,2\n", whole.replace("mini,d@1", "paper,d@1"), whole[:-20],
                     whole.replace(",500,", ",x,"), whole.replace(",0.01,", ",0.1,"), whole.splitlines()[0],
-                    whole.replace(",dt,", ",dx,"), whole.replace(",3,\n", ",0,\n"),
-                    whole.replace(",score_window,changed\n", "\n")):
-        path.write_text(damaged)
-        with pytest.raises(SystemExit, match="hopper-medium-0.01.csv") as stop:
-            plot.load_results(CELL)
-        assert len(str(stop.value).splitlines()) == 1
+                    whole.replace(",dt,", ",dx,"), whole.replace(",3,,", ",0,,"),
+                    whole.replace(",score_window,changed", "")):
+        assert damaged != whole
+        for sealed in (False, True):
+            path.write_text(damaged)
+            if sealed:  # as if it was meant
+                with contextlib.suppress(ValueError):
+                    seals.seal(path)
+            with pytest.raises(SystemExit, match="hopper-medium-0.01.csv") as stop:
+                plot.load_results(CELL)
+            assert len(str(stop.value).splitlines()) == 1
     write(plotted, plotted.rows, artifacts.RESULT_COLUMNS)  # a single run's columns
     assert "hopper-medium-0.01.csv" in one_line(plotted("plot.py", CELL, check=False))
 

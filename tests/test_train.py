@@ -276,7 +276,8 @@ def test_lamo_saves_what_trains_and_nothing_else(prepared, tiny_gpt2):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(prepared):
-    done = prepared("train.py", RUN, *SHORT, "--lr", "1e30", check=False)
+    wild = ("--lr", "10", "--warmup", "0", "--grad_clip", "1e9", "--weight_decay", "10", "--steps", "400")
+    done = prepared("train.py", RUN, *SHORT, *wild, check=False)
     assert done.returncode != 0
     assert not (prepared.folder / "runs" / RUN / "final.safetensors").exists()
     assert "became" in done.stderr.splitlines()[-1] and "--lr" in done.stderr.splitlines()[-1]

@@ -11,6 +11,7 @@ from conftest import tiny_families
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from kit import seals
 from kit.adapters import export_peft, import_peft
 from kit.language_models import language_model_id, load_language_model
 from kit.settings import configuration
@@ -94,6 +95,9 @@ def test_adapters_that_do_not_fit_are_refused(tiny_lm, tmp_path):
         import_peft(other, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(SystemExit, match="adapter_config.json is not the file that SHA256SUMS lists"):
+        import_peft(trunk, tmp_path)
+    seals.write_list(tmp_path)
     with pytest.raises(SystemExit, match="use_dora"):
         import_peft(trunk, tmp_path)
 

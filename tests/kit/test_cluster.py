@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import make_kit
 
-from kit.lock import read_json
+from kit.seals import read_report
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SLURM") != "1" or not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch", "munged"))),
@@ -121,7 +121,7 @@ def test_a_grid_with_one_cancelled_one_killed_and_two_queued_again_is_that_of_a_
         slurm, tmp_path, monkeypatch):
     for name in ("cluster", "local"):
         (tmp_path / name).mkdir()
-    cluster, local = make_kit(tmp_path / "cluster"), make_kit(tmp_path / "local")
+    cluster, local = (make_kit(tmp_path / name, cold=True) for name in ("cluster", "local"))
     monkeypatch.chdir(cluster.folder)
     print(cluster("make", "sbatch", *GRID).stdout)
     say("squeue", "-o", "%i %j %T %r %E")
@@ -130,7 +130,7 @@ def test_a_grid_with_one_cancelled_one_killed_and_two_queued_again_is_that_of_a_
     for deed in ("cancelled", "killed", "queued again", "told to end"):
         job, run = hit[deed] = wait_until(lambda: running(but=[run for _, run in hit.values()]), 600)
         if deed == "killed":
-            owner = read_json(Path(f"runs/{run}/running.json"))
+            owner = read_report(Path(f"runs/{run}/running.json"))
             print(f"$ kill -9 {owner['processes'][-1][0]}    # the stage of {run}")
             os.kill(owner["processes"][-1][0], signal.SIGKILL)
             continue

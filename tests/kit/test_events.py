@@ -74,8 +74,8 @@ def test_a_resumed_run_has_each_event_once(tmp_path, monkeypatch):
 def test_without_tensorboard_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
     with pytest.raises(SystemExit, match="needs a package: pip install tensorboard"):
-        artifacts.Log(tmp_path / "train.csv", 0, tensorboard=True)
-    assert artifacts.Log(tmp_path / "train.csv", 0).events is None
+        artifacts.Log(tmp_path / "train.csv", tensorboard=True)
+    assert artifacts.Log(tmp_path / "train.csv").events is None
 
 
 def test_it_is_no_setting_that_tells_runs_apart():

@@ -171,7 +171,7 @@ def trained(tmp_path, monkeypatch, tiny_gpt2):
         if weights == "pytorch_model.bin":
             (copy / "model.safetensors").unlink()
             save_bin(AutoModelForCausalLM.from_pretrained(tiny_gpt2), copy)
-        train.train(run, lm=str(copy), **SHORT)
+        train.train(run, lm=str(copy), lm_bin=weights.endswith(".bin"), **SHORT)
         evaluate.load_run(run)
         return run, copy
     return train_on_copy

@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import KIT
 
-from kit import lock
+from kit import lock, seals
 
 HOLD = textwrap.dedent("""
     import sys, time
@@ -52,7 +52,7 @@ def leave(folder, **owner):
     record = {"host": "here", "pid": dead.pid, "stage": "training", "since": "2025-01-01 10:00:00",
               "place": lock.place(), "processes": [[dead.pid, "77"]], "token": "old",
               "began": time.time() - 50}
-    (folder / "running.json").write_text(json.dumps(record | owner))
+    (folder / "running.json").write_text(seals.json_text(record | owner))
 
 
 def test_one_at_a_time_and_the_second_waits_with_one_line(tmp_path):
@@ -125,7 +125,7 @@ def test_the_heart_beats_and_finds_that_it_was_taken_over(tmp_path, monkeypatch)
     assert json.loads(path.read_text())["token"] == "theirs"  # which is left to them
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"place": "here", "processes": 7}'])
 def test_a_damaged_lock_is_another_hosts(tmp_path, content):
     (tmp_path / "running.json").write_text(content)
     assert lock.alive(tmp_path) == {}

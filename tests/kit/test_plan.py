@@ -1,12 +1,11 @@
 """What a call of make has to do, decided from records alone: no model is trained here."""
 
-import json
 import os
 
 import pytest
 
-from kit import artifacts, settings
-from kit.plan import plan, sha256
+from kit import artifacts, seals, settings
+from kit.plan import check_places, plan, sha256
 
 CELL, RUNS = "hopper-medium-0.01", "runs/mini/hopper-medium-0.01"
 BLANK = {"PROFILE": "mini", "METHODS": "lamo", "SEEDS": "0", "LM": "", "DATA": "", "TEXT": "", "ARGS": "",
@@ -17,15 +16,15 @@ BLANK = {"PROFILE": "mini", "METHODS": "lamo", "SEEDS": "0", "LM": "", "DATA": "
 def asked(tmp_path, monkeypatch):
     """asked(METHODS="dt", ...): the words for the cell, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda **words: plan([CELL], False, BLANK | words)
+    return lambda every=False, **words: plan([CELL], every, BLANK | words)
 
 
 @pytest.fixture
 def refused(asked, capsys):
     """As asked, for a call that is refused: its line."""
-    def call(**words):
+    def call(every=False, **words):
         with pytest.raises(SystemExit) as stop:
-            asked(**words)
+            asked(every, **words)
         assert "\n" not in str(stop.value.code)
         return str(stop.value.code)
     return call
@@ -37,12 +36,12 @@ def finish(tmp_path, method="lamo", seed=0, played=True, inputs=None, **changed)
     folder = tmp_path / "runs" / run
     folder.mkdir(parents=True)
     config = settings.configuration(run) | {"dtype": "float32"} | changed
-    (folder / "config.json").write_text(json.dumps(config | {"inputs": inputs or {}, "text": None}))
+    artifacts.write_json(folder / "config.json", config | {"inputs": inputs or {}, "text": None})
     (folder / "final.safetensors").touch()
     if played:
         (folder / "eval.csv").touch()
         how = {name: config[name] for name in settings.EVALUATION if name in config}
-        (folder / "eval.json").write_text(json.dumps(how))
+        artifacts.write_json(folder / "eval.json", how)
     return folder
 
 
@@ -57,9 +56,9 @@ def test_what_is_not_there_is_made_and_what_is_finished_is_not(asked, tmp_path):
 
 def test_a_record_without_a_newer_setting_had_its_default(asked, refused, tmp_path):
     folder = finish(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
+    config = seals.read_json(folder / "config.json")
     assert config.pop("grad_clip") == settings.UNSAID["grad_clip"]
-    (folder / "config.json").write_text(json.dumps(config))
+    artifacts.write_json(folder / "config.json", config)
     assert asked() == [f"run:mini/{CELL}/lamo/seed0"]
     assert "grad_clip is 0.25, not 7.0" in refused(ARGS="--grad_clip 7")
 
@@ -67,7 +66,7 @@ def test_a_record_without_a_newer_setting_had_its_default(asked, refused, tmp_pa
 def test_an_input_that_changed_is_noticed_whatever_its_date(asked, refused, tmp_path):
     weights = tmp_path / "weights"
     weights.write_bytes(b"one")
-    finish(tmp_path, inputs={"weights": artifacts.sha256(weights)})
+    finish(tmp_path, inputs={"weights": sha256(weights)})
     assert asked() == [f"run:mini/{CELL}/lamo/seed0"]
     other = tmp_path / "other"
     other.write_bytes(b"two")
@@ -126,3 +125,52 @@ def test_more_than_three_differences_are_three_and_more(refused, tmp_path):
     finish(tmp_path)
     line = refused(ARGS="--steps 1 --lr 1 --batch_size 2 --context 3")
     assert " and more; ask for it" in line and line.count(" is ") == 3
+
+
+@pytest.mark.parametrize("words, said", [
+    ({"METHODS": ""}, "METHODS='' names none"), ({"METHODS": "dt dt"}, "or one twice"),
+    ({"METHODS": "dt nonsense"}, "no method 'nonsense'"), ({"METHODS": "dt\nlamo;"}, "no method 'lamo;'"),
+    ({"SEEDS": " "}, "names none"), ({"SEEDS": "1 1"}, "or one twice"),
+    *(({"SEEDS": seed}, "is no seed") for seed in (
+        "00", "01", "-1", "+1", "1.0", "٣", "²", "0/../seed1", "9" * 30, "$(id)")),
+    ({"PROFILE": ""}, "PROFILE='' names none"), ({"PROFILE": "big"}, "no profile 'big'"),
+    ({"PROFILE": "mini paper"}, "no profile 'mini paper'"), ({"SUBSETS": "0"}, "SUBSETS=seed"),
+    *(({name: "0"}, f"{name}='0' is not known; {name}=1") for name in ("REPLACE", "FRESH", "TENSORBOARD")),
+    *(({name: word}, f"{name}='{word}' is no whole number in") for name in ("THREADS", "GPUS")
+      for word in ("0", "abc", "-1", "1.5", "٣", "99999")),
+    ({"DATA": "/d4rl"}, "DATA= belongs to PROFILE=paper"), ({"ARGS": "--steps 0"}, "--steps"),
+    ({"ARGS": "--context 5000"}, "context is 5000"), ({"ARGS": "--lm 'x"}, "cannot be read"),
+    ({"ARGS": "--steps 4; touch f"}, "4;"), ({"LM": " "}, "lm is ' '")])
+def test_words_that_mean_nothing_are_one_line(refused, words, said):
+    for every in (False, True):
+        assert said in refused(every, **words)
+
+
+def test_a_cell_that_is_asked_for_twice_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for cells, said in (([CELL, CELL], "names a cell twice"), (["hopper-medium-0.10"], "'0.10' in"),
+                        (["hopper-medium-0.01;touch f"], "is no ratio"), (["../hopper-medium-1"], "no task")):
+        with pytest.raises(SystemExit, match=said):
+            plan(cells, False, BLANK)
+
+
+@pytest.mark.parametrize("name, word", [("DATA", "nosuch"), ("TEXT", "nosuch.txt"), ("LM", "/nosuch"),
+                                        ("LM", "./nosuch"), ("LM", "nosuch.gguf")])
+def test_a_place_that_is_not_there_is_one_line_before_anything_runs(tmp_path, name, word):
+    with pytest.raises(SystemExit, match=f"there is nothing at {name}={word}"):
+        check_places(BLANK | {name: word})
+    check_places(BLANK | {name: str(tmp_path)})
+    check_places(BLANK | {"DATA": "https://nowhere/x", "TEXT": "http://nowhere/x", "LM": "gpt2"})
+
+
+def test_a_changed_language_model_is_noticed_under_any_path(asked, refused, tmp_path):
+    folder = tmp_path / "my $HOME 'lm'; \"ü\""
+    folder.mkdir()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"one")
+    words = {"LM": str(folder)}
+    finish(tmp_path, lm=str(folder), inputs={os.path.relpath(weights): artifacts.sha256(weights)})
+    assert asked(**words) == [f"run:mini/{CELL}/lamo/seed0"]
+    weights.write_bytes(b"two")
+    sha256.cache_clear()
+    assert "was another file when it was trained" in refused(**words)

@@ -1,46 +1,13 @@
 """What a run goes on from: stopped, killed or damaged at any step, it ends in the same bytes."""
 
-import json
 import signal
 import time
 from pathlib import Path
 
 import pytest
-import torch
+from toy import FOLDER, STEPS, Killed, killed, train
 
-from kit import runs, settings, signals
-from train import fit
-
-STEPS = 9
-RECORD = {"profile": "mini", "cell": "toy-1", "method": "toy", "seed": 3, "steps": STEPS, "eval_every": 4,
-          "log_every": 3, "state_every": 5.0} | dict.fromkeys(settings.MACHINE, "this")
-FOLDER = Path("runs/mini/toy-1/toy/seed3")
-
-
-class Killed(BaseException):
-    """Nothing of the kit handles it, as nothing handles kill -9."""
-
-
-def train(meanwhile=None, **changed):
-    """A run of a toy network. meanwhile: {step: a function that is called in its update}."""
-    torch.manual_seed(0)
-    net, late = torch.nn.Linear(4, 2), torch.nn.Linear(2, 1)
-    weights = {f"{name}.{key}": p for name, part in (("net", net), ("late", late))
-               for key, p in part.named_parameters()}
-    optimizers = [torch.optim.Adam(part.parameters(), fused=True, lr=0.1) for part in (net, late)]
-
-    def update(step, rng):
-        x = torch.from_numpy(rng.normal(size=(5, 4))).float()
-        loss = (late(torch.nn.functional.dropout(net(x), 0.3)) - 1).square().mean()
-        for optimizer in optimizers[:2 if step % 2 else 1]:  # one that has no moments at first
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers[:2 if step % 2 else 1]:
-            optimizer.step()
-        (meanwhile or {}).get(step + 1, bool)()
-        return {"toy_loss": loss.item(), "lr": 0.1 / (step + 1)} | ({"odd": step / 7} if step % 2 else {})
-
-    fit(RECORD | changed, weights, optimizers, update, weights, "toy")
+from kit import runs, seals, settings, signals
 
 
 def files():
@@ -90,10 +57,6 @@ def test_a_signal_in_the_last_step_loses_nothing(once, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         train({STEPS: lambda: monkeypatch.setattr(signals, "first", signal.SIGTERM)})
     assert stop.value.code == 143 and files() == once
-
-
-def killed():
-    raise Killed
 
 
 def test_the_state_is_saved_when_minutes_have_passed_and_not_at_checkpoints_alone(once, monkeypatch, capsys):
@@ -161,4 +124,4 @@ def test_fresh_also_helps_where_the_record_is_damaged(tmp_path, monkeypatch):
     assert "config.json is not readable" in str(stop.value) and "--fresh" in str(stop.value)
     runs.begin(folder, config, {}, [], replace=False, fresh=True)
     assert [path.name for path in folder.iterdir()] == ["config.json"]
-    assert json.loads((folder / "config.json").read_text())["steps"] == config["steps"]
+    assert seals.read_json(folder / "config.json")["steps"] == config["steps"]

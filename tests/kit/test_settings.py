@@ -1,14 +1,19 @@
 """kit/settings.py: a run's name -> its configuration, the paper's settings, and what make is told."""
 
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import KIT, one_line
 
+import kit
 import tasks
 from kit import settings
+from kit.quick import pick_device
 from kit.settings import configuration
 
 RUN = "mini/hopper-medium-0.01/lamo/seed0"
@@ -184,6 +189,73 @@ def test_which_methods_lm_is_for(profile, method, takes):
     assert settings.takes_lm(profile, method) == takes
 
 
+# --- ranges ------------------------------------------------------------------------------------
+
+NUMBERS = {name: value for name, value in (tasks.BASELINE | tasks.SEQUENCE | tasks.DEFAULTS).items()
+           if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def outside(name):
+    """Values that a number's setting must not have: beyond its ends, and nothing of its kind."""
+    interval, whole = tasks.RANGES[name], isinstance(NUMBERS[name], int)
+    low, high = settings.bounds(interval)
+    ends = [low if interval[0] == "(" else low - 1, high if interval[-1] == ")" else high * 2]
+    ends = [int(end) if whole else end for end in ends]
+    return [*ends, *map(float, ("nan", "inf", "-inf")), True, "5", [5], *[2.5] * whole]
+
+
+def test_every_number_has_a_range_with_its_default_inside():
+    assert set(NUMBERS) <= set(tasks.RANGES)
+    for name, value in NUMBERS.items():
+        assert settings.fits(name, value), name
+    assert all(settings.bounds(interval)[0] < settings.bounds(interval)[1]
+               and interval[0] in "[(" and interval[-1] in "])" for interval in tasks.RANGES.values())
+
+
+def test_an_interval_has_the_ends_that_its_brackets_say():
+    assert [x for x in (-0.1, 0, 0.5, 1, float("nan")) if settings.inside(x, "[0, 1)")] == [0, 0.5]
+    assert [x for x in (0, 1e-300, 1, 1.1, 10**400) if settings.inside(x, "(0, 1]")] == [1e-300, 1]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_outside_of_its_range_is_one_line_that_names_it(name):
+    """In Python, in a row of tasks.py, and on the command line."""
+    method = "lamo" if name in {**tasks.SEQUENCE, **tasks.DEFAULTS} else "iql"
+    run, parser = f"mini/hopper-medium-0.01/{method}/seed0", settings.options("", run="none")
+    assert configuration(run, **{name: NUMBERS[name]})[name] == NUMBERS[name]
+    for value in outside(name):
+        with pytest.raises(SystemExit, match=f"{name} is ") as stop:
+            configuration(run, **{name: value})
+        assert tasks.RANGES[name] in str(stop.value) and "\n" not in str(stop.value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with pytest.raises(SystemExit) as stop:
+                parser.parse_args([f"--{name}={value}"])
+            assert f"--{name}" in str(stop.value) and tasks.RANGES[name] in str(stop.value)
+    for text in ("", "x", "٣", "1_0", "0x1", "1;2", "--", "³"):
+        with pytest.raises(SystemExit, match=f"--{name}"):
+            parser.parse_args([f"--{name}={text}"])
+
+
+@pytest.mark.parametrize("changed, said", [
+    ({"context": 101}, r"is 101, and an episode of reacher2d-medium is over after 100 steps; .*\[1, 100\]"),
+    ({"schedule": "linear"}, "schedule is 'linear'; it has to be one of constant, cosine"),
+    ({"dtype": 32}, "dtype is 32; it has to be one of auto"), ({"quick_init": 1}, "True or False"),
+    ({"lm": ""}, "the name of a language model"), ({"lm": " "}, "the name of a language model"),
+    ({"adapter": 3}, "the name of a folder"), ({"target_returns": []}, "target_returns is"),
+    ({"target_returns": [float("nan")]}, "target_returns is"), ({"target_returns": [True]}, "target_returns"),
+    ({"target_returns": [5.0, 5.0]}, "give each once")])
+def test_words_lists_and_what_belongs_together(changed, said):
+    with pytest.raises(SystemExit, match=said) as stop:
+        configuration("mini/reacher2d-medium-0.1/lamo/seed0", **changed)
+    assert "\n" not in str(stop.value)
+
+
+def test_a_row_of_the_tables_is_looked_at_too(monkeypatch):
+    monkeypatch.setitem(tasks.METHODS, "lamo", {"lora_rank": 0})
+    with pytest.raises(SystemExit, match=r"lora_rank is 0; it has to be a whole number in \[1, 4096\]"):
+        configuration(RUN)
+
+
 # --- what differs ------------------------------------------------------------------------------
 
 def test_differences_are_read_as_a_record_reads():
@@ -224,7 +296,10 @@ def test_every_setting_can_be_overridden_and_a_wrong_word_is_one_line():
     given = parser.parse_args([RUN, "--lr", "1e-3", "--no-quick_init", "--target_returns", "5", "4"])
     assert (given.lr, given.quick_init, given.target_returns) == (1e-3, False, [5.0, 4.0])
     for words, said in (((RUN, "--nonsense", "1"), "--nonsense"), ((RUN, "--steps", "many"), "many"),
-                        ((RUN, "--schedule", "x"), "invalid choice"), ((), "run")):
+                        ((RUN, "--schedule", "x"), "invalid choice"), ((), "run"),
+                        ((RUN, "--step", "4"), "--step"), ((RUN, "--target_returns", "nan"), "nan"),
+                        *(((RUN, "--device", word), "none of auto, cpu") for word in (
+                            "bogus", "", "cuda:x", "cuda:٣", "cpu:1"))):
         with pytest.raises(SystemExit, match=said) as stop:
             parser.parse_args(words)
         assert "\n" not in str(stop.value) and "see --help" in str(stop.value)
@@ -263,5 +338,31 @@ def test_it_runs_without_any_package():
     assert all(cell in ask().stdout for cell in settings.cells())
     assert json.loads(ask(RUN).stdout) == json.loads(json.dumps(configuration(RUN)))
     assert ask("--make").stdout.strip() == settings.axes() and "usage" in ask("--help").stdout
+    line = one_line(subprocess.run([sys.executable, "-S", "train.py", RUN], capture_output=True, text=True,
+                                   cwd=Path(settings.__file__).parent.parent))
+    assert "the package numpy is not installed" in line and "make setup" in line
     wrong = ask("nonsense")
     assert wrong.returncode != 0 and wrong.stderr.count("\n") == 1 and "is no run" in wrong.stderr
+
+
+@pytest.mark.parametrize("program", ["train", "baselines", "evaluate", "prepare_data", "plot", "export",
+                                     "kit/__init__"])
+def test_an_older_python_can_read_what_says_that_it_is_too_old(program):
+    """The line stands in kit/__init__.py, which every program imports before anything newer."""
+    tree = ast.parse((KIT / f"{program}.py").read_text(), feature_version=(3, 6))
+    ours = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)
+            and node.module not in sys.stdlib_module_names]
+    assert program == "kit/__init__" or ours[0] in ("kit", "kit.settings")
+
+
+def test_what_breaks_a_line_is_spelt():
+    with pytest.raises(SystemExit) as stop:
+        kit.fail("no file a\nb\x1b[2J\udc80 ±ü")
+    assert str(stop.value).endswith("no file a\\nb\\x1b[2J\\udc80 ±ü")
+
+
+def test_a_device_that_is_not_here_is_one_line():
+    assert str(pick_device("cpu")) == "cpu"
+    for name in ("cuda:9", "mps" if not torch.backends.mps.is_available() else "cuda:8"):
+        with pytest.raises(SystemExit, match=f"there is no device {name} here"):
+            pick_device(name)

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import make_kit, one_line
 
+from kit.watch import work_of
+
 # Every stage: what it was called with, and the files by which kit.plan knows that it is done.
 STAGE = '''
 import json, os, pathlib, sys, time
-from kit import settings
+from kit import seals, settings
 
 stage, name = pathlib.Path(sys.argv[0]).stem, sys.argv[1]
 with open("ran", "a") as file:
@@ -33,9 +35,9 @@ folder = pathlib.Path("runs") / name
 if stage == "evaluate":
     (folder / "eval.csv").touch()
     played = {key: config[key] for key in settings.EVALUATION if key in config}
-    (folder / "eval.json").write_text(json.dumps(played))
+    (folder / "eval.json").write_text(seals.json_text(played))
 else:
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(seals.json_text(config))
     (folder / "final.safetensors").touch()
 '''
 MINI = ("mini/reacher2d-medium-0.1", "mini/hopper-medium-1")
@@ -170,7 +172,7 @@ def test_a_job_does_what_make_would_do(cluster, anew):
     grid = ("CELLS=kitchen-complete-0.3", "METHODS=lamo dt bc lamo-smollm2", "ARGS=--steps 4 --lr 1e-3",
             anew, "TENSORBOARD=1")
     planned = cluster.kit("make", "-n", "kitchen-complete-0.3", *grid).stdout.splitlines()
-    wanted = [shlex.split(line)[3:] for line in planned if "kit.watch" in line]
+    wanted = [work_of(shlex.split(line)[3:])[0] for line in planned if "kit.watch" in line]
     cluster.sbatch(*grid)
     handed_in = [command for job in cluster.jobs() for line in cluster.lines(job)
                  for command in line["commands"]]

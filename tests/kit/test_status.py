@@ -1,12 +1,11 @@
 """What a grid is doing, read from files that the test wrote; nothing runs."""
 
-import json
 import os
 import time
 
 import pytest
 
-from kit import hours, lock, settings, status
+from kit import hours, lock, seals, settings, status
 
 MAKE = {"PROFILE": "mini", "METHODS": "dt bc", "SEEDS": "0 1", "LM": "", "DATA": "", "TEXT": "", "ARGS": "",
         "REPLACE": "", "FRESH": "", "SUBSETS": ""}
@@ -28,7 +27,7 @@ def grid(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             path = folder / name.replace("__", "-").replace("_dot_", ".")
-            path.write_text(content if isinstance(content, str) else json.dumps(content))
+            path.write_text(content if isinstance(content, str) else seals.json_text(content))
         return folder
 
     def finish(run, wall=100.0, **more):

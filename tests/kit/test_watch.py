@@ -16,6 +16,7 @@ from kit import watch
 RUN = "mini/reacher2d-medium-0.1/dt/seed0"
 STAGE = """
 import json, os, sys, time
+from kit import seals
 print("out", os.environ.get("CUDA_VISIBLE_DEVICES"))
 print("err", sys.stderr.isatty(), file=sys.stderr)
 exec(sys.argv[2])
@@ -70,7 +71,7 @@ def test_all_that_is_printed_and_the_exit_code_are_in_the_log_and_passed_on(watc
 
 def test_the_cost_adds_up_over_calls(watched):
     work = ("x = bytearray(60_000_000); t = time.process_time()\nwhile time.process_time() < t + 0.2: pass\n"
-            "open(os.environ['LAMO_PROGRESS'], 'w').write(json.dumps("
+            "open(os.environ['LAMO_PROGRESS'], 'w').write(seals.json_text("
             "{'first': 10, 'done': 30, 'seconds': 4.0}))")
     for calls in (1, 2):
         watched(work).communicate(timeout=60)

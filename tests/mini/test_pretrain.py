@@ -10,8 +10,9 @@ import torch
 from conftest import KIT, one_line
 from safetensors.torch import load_file
 
-from kit.artifacts import read_csv, sha256
+from kit.artifacts import read_csv
 from kit.language_models import load_language_model, load_tokenizer
+from kit.seals import sha256
 from mini import pretrain
 from tasks import LANGUAGE_MODELS
 

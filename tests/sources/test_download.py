@@ -4,11 +4,14 @@ import hashlib
 import http.server
 import threading
 import time
+import urllib.request
+from email.message import Message
 from functools import partial
 
 import numpy as np
 import pytest
 
+from kit import limits
 from sources import download
 
 
@@ -134,3 +137,66 @@ def test_files_are_found_by_name_in_their_order(tmp_path):
     assert download.given_file(str(tmp_path), names) == tmp_path / "a.hdf5"
     assert download.given_file(str(tmp_path / "a.hdf5"), names) == tmp_path / "a.hdf5"
     assert download.given_file(str(tmp_path / "nowhere"), names) is None
+
+
+# --- what a server may answer --------------------------------------------------------------------
+
+@pytest.mark.parametrize("old, new, follows", [
+    ("http://a/x", "http://b/y", True), ("http://a/x", "https://b/y", True),
+    ("https://a/x", "https://b/y", True), ("https://a/x", "http://b/y", False),
+    ("http://a/x", "ftp://b/y", False), ("https://a/x", "file:///y", False),
+    ("http://a/x", "data:text/plain,y", False)])
+def test_a_redirect_stays_on_the_web_and_encrypted(old, new, follows):
+    def redirect():
+        request = urllib.request.Request(old)
+        return download.Redirects().redirect_request(request, None, 302, "Found", Message(), new)
+
+    if follows:
+        assert redirect().full_url == new
+    else:
+        with pytest.raises(OSError, match="no other scheme is followed"):
+            redirect()
+
+
+def test_a_redirect_to_a_file_is_one_line_and_leaves_nothing(tmp_path, server):
+    (tmp_path / "secret").write_text("secret")
+
+    def do_GET(self):
+        self.send_response(302)
+        self.send_header("Location", (tmp_path / "secret").as_uri())
+        self.end_headers()
+
+    server.do_GET = do_GET
+    with pytest.raises(SystemExit, match="could not download file.bin") as stop:
+        download.download([server.url], tmp_path / "file.bin", "", 5, "remedy")
+    assert "\n" not in str(stop.value) and [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+@pytest.mark.parametrize("suffix", download.MAGIC)
+def test_a_page_instead_of_the_file_never_reaches_a_parser(tmp_path, server, suffix):
+    server.content = b"<html>404, and this domain is for sale</html>"
+    path = tmp_path / f"file{suffix}"
+    with pytest.raises(SystemExit, match=f"it is no {suffix} file by its first bytes"):
+        download.download([server.url], path, "", 5, "remedy")
+    assert list(tmp_path.iterdir()) == []
+    server.content = download.MAGIC[suffix] + bytes(9)
+    assert download.download([server.url], path, "", 5, "remedy").read_bytes() == server.content
+
+
+def test_a_download_has_an_end(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(limits, "DOWNLOAD", 5 << 20)
+    server.content = bytes(6 << 20)
+    get = partial(download.download, [server.url], tmp_path / "file.bin", "", 5, "remedy")
+    with pytest.raises(SystemExit, match="it is 6,291,456 bytes long, and the limit is 5,242,880"):
+        get()
+
+    def do_GET(self):  # says no length, and never stops
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(bytes(1 << 20))
+
+    server.do_GET = do_GET
+    with pytest.raises(SystemExit, match="6,291,456 bytes long"):
+        get()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,35 @@
+"""tests/long.py at a small size: its attacks find nothing, and would say so. Full size: `make test-long`."""
+
+import long
+
+
+def test_a_download_that_goes_wrong_is_refused_and_the_next_one_is_whole():
+    found = [*long.downloads(20)]
+    assert len(found) == 20 and {outcome for _, outcome, _ in found} == {"refused"}, found
+
+
+def test_a_server_that_sends_other_bytes_would_be_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(long, "download", lambda urls, path, *_: path.write_bytes(b"other"))
+    assert long.fetched(tmp_path / "x", ["http://x"], "", "")[0] == "silent"
+
+
+def test_a_stage_that_is_killed_ends_in_the_same_bytes(monkeypatch):
+    monkeypatch.setattr(long, "STAGES", {name: long.STAGES[name] for name in ("train.py", "prepare_data.py")})
+    found = long.kills(2)
+    assert len(found) == 4 and {outcome for _, outcome, _ in found} == {"harmless"}, found
+
+
+def test_the_table_counts_and_stands_between_its_markers(tmp_path, monkeypatch):
+    document = tmp_path / "page.md"
+    document.write_text(f"a\n{long.MARKERS[0]}\nold\n{long.MARKERS[1]}\nb\n")
+    monkeypatch.setattr(long, "DOCUMENT", document)
+    for _ in range(2):
+        long.write([*long.table({"x": {"refused": 3, "harmless": 1, "silent": 0, "traceback": 0}})])
+        lines = document.read_text().splitlines()
+        assert lines[0] == "a" and lines[-1] == "b" and "| x | 4 | 3 | 1 | 0 | 0 |" in lines
+    assert "old" not in lines
+
+
+def test_the_document_has_the_markers():
+    text = long.DOCUMENT.read_text()
+    assert all(text.count(marker) == 1 for marker in long.MARKERS)
