@@ -130,9 +130,9 @@ MINI = {
     "log_every": 25,
 }
 
-# The same for the tasks whose settings were chosen by held-out loss (docs/calibration.md): small batches, which
-# take a quarter of the time and learn as much at a step, and a rate that falls, after which the last
-# checkpoint is the best. DT's rate stands with DT.
+# The same for the tasks whose settings were chosen by held-out loss (docs/calibration.md): small batches, of
+# which a step takes a quarter of the time, and a rate that falls, so that the last checkpoint is about the
+# best. DT's rate stands with DT.
 CALIBRATED = {
     "batch_size": 16,
     "lr": 4e-3,
