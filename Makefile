@@ -259,11 +259,15 @@ claims: | $(ready)
 	@$(PYTHON) -m paper.claims $(foreach folder,$(or $(RESULTS),results/$(PROFILE)),$(call quote,$(folder)))
 
 # --- results that ship: paper/shipped.py --------------------------------------------------------
-# One make a line, and its rows are shipped before the next begins. Type it again to go on.
+# One make a line, and its rows are shipped before the next begins. Type it again to go on. make -n shows this
+# recipe alone, because what it would start is paper.shipped's to say.
+
+ITSELF   = $(MAKE)
+shipping = $(PYTHON) -m paper.shipped --missing | xargs -r -L1 $(heirs) sh -c '$(ITSELF) --no-print-directory \
+	    PROFILE=mini READY=1 "$$@"; failed=$$?; $(PYTHON) -m paper.shipped --take; exit $$failed' shipped
 
 shipped: | $(packages)
-	+@$(PYTHON) -m paper.shipped --missing | xargs -r -L1 $(heirs) sh -c '$(MAKE) --no-print-directory PROFILE=mini \
-	  READY=1 "$$@"; failed=$$?; $(PYTHON) -m paper.shipped --take; exit $$failed' shipped
+	$(if $(findstring n,$(firstword -$(MAKEFLAGS))),@,+@)$(shipping)
 
 # from the shipped rows alone, also what README.md and docs/ say of them
 shipped-report: | $(ready)

@@ -189,7 +189,7 @@ def filled(text, markers, lines, name):
     _, end, after = rest.partition(markers[1])
     if not begin or not end:
         fail(f"{name} has no line {markers[0]}, or none {markers[1]}; put them where the table belongs")
-    return "\n".join([before + begin, "", *lines, "", end + after])
+    return "\n".join([before + begin, "", *lines, end + after])
 
 
 def fill_document(path, markers, lines):

@@ -8,7 +8,7 @@
     python -m paper.shipped --write      # the documents' tables, and the figure of the first cell
 
 reads   results/mini and, for what a row's run was made by, runs/mini; of GRID's cells alone
-writes  results/shipped/mini/*.csv.gz; between MARKERS of DOCUMENTS; docs/shipped.png
+writes  results/shipped/mini/*.csv.gz; between MARKERS of DOCUMENTS; FIGURE
 
 A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay. A run counts as
 shipped while its rows have the steps that tasks.py asks for; others are left out when the next are taken.
@@ -38,7 +38,7 @@ FOLDER = Path("results/shipped/mini")
 MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads")  # of a run's config.json
 COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS + MADE_BY
 MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end -->")
-FIGURE = Path("docs/shipped.png")
+FIGURE = Path("docs/hopper-medium-0.01.png")
 
 # What is run, most wanted first: cells, methods, replications.
 FEW = ("hopper-medium-0.01", "walker2d-medium-0.01", "kitchen-complete-0.3", "reacher2d-medium-0.3",
