@@ -83,6 +83,7 @@ help:
 	@echo "make status                      done, running, failed, waiting      WATCH=1     stays"
 	@echo "make sbatch                      make all as Slurm job arrays, without what is done or queued"
 	@echo "make setup                       .venv with the pinned packages      make test   the tests"
+	@echo "make test-long                   attacks on all that the kit keeps, an hour: docs/reliability.md"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
 	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
 	@echo "make clean                       results, figures and videos         make clean-runs   and runs"
@@ -154,7 +155,7 @@ test: $(VENV)/ready-dev
 
 # kill -9, damage, full disks, makes side by side: most of an hour on two cores; its table is in docs/reliability.md
 test-long: $(VENV)/ready-dev
-	@$(PYTHON) tests/long.py $(ARGS)
+	@$(PYTHON) tests/long.py $(foreach word,$(ARGS),$(call quote,$(word)))
 
 benchmark: $(VENV)/ready-benchmark
 	@$(PYTHON) -m benchmark --threads $(if $(filter file,$(origin THREADS)),1,$(THREADS)) \

@@ -34,7 +34,7 @@ import os
 import sys
 from pathlib import Path
 
-from kit import artifacts, fail, runs, seals, settings, signals
+from kit import artifacts, fail, seals, settings, signals
 from kit.gathering import collect, load_rows, of_run
 
 OPTIONS = settings.options(__doc__, run="maybe")
@@ -52,7 +52,7 @@ import numpy as np
 import torch
 
 from baselines import build_actor
-from kit import video
+from kit import runs, video
 from kit.envs import make_env
 from kit.imitation import columns, load_heldout
 from kit.language_models import input_digests

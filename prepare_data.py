@@ -129,7 +129,7 @@ def settings_of(config, source, subset_seed):
 def differences(old, new):
     """"trajectories is 60, the file was made with 50; ...", or "" if nothing differs."""
     if old is None:
-        return "the file was made by an older kit, which did not say from what"
+        return "the file does not say what it was made from"
     names = [name for name in {**new, **old} if new.get(name) != old.get(name)]
     said = [f"{name} is {new.get(name)}, the file was made with {old.get(name)}" for name in names[:3]
             if name != "sha256"]

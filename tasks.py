@@ -105,9 +105,9 @@ RANGES = {
     "policy_noise": "[0, 1e3]", "noise_clip": "[0, 1e3]", "policy_every": "[1, 1e9]", "expectile": "(0, 1)",
     "beta": "[0, 1e6]", "cql_alpha": "[0, 1e6]", "cql_actions": "[1, 1e4]", "target_every": "[1, 1e9]",
     # of a task
-    "target_returns": "(-1e9, 1e9)", "horizon": "[1, 1e6]", "max_timestep": "[1, 1e6]",
+    "target_returns": "[-1e9, 1e9]", "horizon": "[1, 1e6]", "max_timestep": "[1, 1e6]",
     "return_scale": "(0, 1e9]", "trajectories": "[1, 1e6]", "player_horizon": "[1, 1e6]",
-    "minimum_return": "(-1e9, 1e9)",
+    "minimum_return": "[-1e9, 1e9]",
 }
 
 CHOICES = {

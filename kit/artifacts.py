@@ -169,18 +169,20 @@ def write_csv(path, columns, rows):
     write_whole(path, lambda part: part.write_text(csv_text(columns, rows), encoding="utf-8", newline=""))
 
 
-def read_csv(path, columns, remedy="delete it and make it again"):
+def read_csv(path, columns, empty=False):
     """A list of dicts, of a file that may be gzipped; one line and exit if the columns do not begin with
-    `columns`, or anything is not as it was written."""
+    `columns`, or anything is not as it was written, or, unless it may be empty, there is no row."""
     try:
         content = Path(path).read_bytes()
         text = gzip.decompress(content) if str(path).endswith(".gz") else content
         header, rows = seals.parse_csv(text.decode("utf-8"))
         if tuple(header[:len(columns)]) != tuple(columns):
             raise ValueError("its columns are not those this kit writes")
+        if not (rows or empty):
+            raise ValueError("it has no row")
         return [dict(zip(header, row, strict=True)) for row in rows]
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        fail(f"{path} is not readable ({first_words(error)}); {remedy}")
+        fail(f"{path} is not readable ({first_words(error)}); delete it and make it again")
 
 
 def filled(text, markers, lines, name):

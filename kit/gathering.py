@@ -36,7 +36,7 @@ def collect(cell):
         for measured in {row.get("heldout_data") for row in own} - {None, ""}:
             refuse_to_mix(first.setdefault(f"held out {subset}", (run, {"heldout_data": measured})), run,
                           {"heldout_data": measured})
-        unknown = dict.fromkeys(artifacts.LOSS_COLUMNS, "")  # an older kit measured none
+        unknown = dict.fromkeys(artifacts.LOSS_COLUMNS, "")  # rows that were played without them
         rows += [unknown | row | more for row in own]
     if not rows:
         plain, subset = settings.split_subset(cell.split("/")[1])

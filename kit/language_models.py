@@ -172,6 +172,8 @@ def load_language_model(name: str, dropout: float, random: bool = False, layers:
         # transformers would draw them at random
         fail(f"{name} does not hold all weights of its config.json: {lost[0]} and {len(lost) - 1} more are "
              "missing or of another shape; it is damaged, or no causal language model")
+    if strange := [key for key, p in trunk.named_parameters() if not torch.isfinite(p).all()]:
+        fail(f"{name} is damaged: {strange[0]} holds values that are no numbers")
     return keep_first(trunk, layers, name)
 
 

@@ -43,7 +43,7 @@ def load_file(path):
             for name in ("ratio", "return", "normalized_score"):
                 row[name] = float(row[name])
             row["data_score"], row["subset"] = float(row["data_score"] or "nan"), int(row.get("subset") or 0)
-            # an older kit measured none
+            # empty where there is nothing to measure
             for name in ("heldout_loss", "heldout_floor", "train_loss", "bits_per_byte"):
                 row[name] = float(row.get(name) or "nan")
             row["target_return"] = float(row["target_return"]) if row["target_return"] else None

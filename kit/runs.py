@@ -124,7 +124,7 @@ def read_state(path):
     """(tensors, metadata); ValueError if it is damaged, or another run's."""
     state, metadata = artifacts.read_tensors(path)
     if metadata.get("run") != settings.run_name(str(path.parent)) or "logged" not in state:
-        raise ValueError(f"it is the state of {metadata.get('run')}, or an older kit's")
+        raise ValueError(f"it is the state of {metadata.get('run')}, or lacks the losses so far")
     return state, metadata
 
 

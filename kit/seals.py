@@ -1,6 +1,6 @@
 """Every file that the kit writes proves that it is as it was written; a reader refuses another in one line.
 
-    python -m kit.seals FILE ...        # seal what you changed by hand, or what an older kit wrote
+    python -m kit.seals FILE ...        # seal what you changed by hand, or what has no seal yet
     python -m kit.seals FOLDER ...      # list its files in SHA256SUMS, against which they then are checked
 
 JSON            a key `seal`: SHA-256 over the other keys
@@ -27,7 +27,7 @@ from kit import fail
 
 KEY = "seal"
 LISTED = "SHA256SUMS"
-UNSEALED = (f"it has no {KEY}: an older kit wrote it, or another program; if its content is right, seal it: "
+UNSEALED = (f"it has no {KEY}: it was edited, or another program wrote it; if its content is right, seal it: "
             "python -m kit.seals FILE")
 BROKEN = f"its {KEY} does not match its content"
 
@@ -141,12 +141,11 @@ def csv_text(header, rows):
 
 
 def parse_csv(text):
-    """(header, rows) of a table that csv_text wrote, as text; ValueError if it is another, or has no seal."""
+    """(header, rows) of a table that csv_text wrote, as text; ValueError if it is another, or has no seal.
+    One without a row proves nothing."""
     header, *rows = parse_table(text)
     if header[-1:] != [KEY]:
         raise ValueError(UNSEALED)
-    if not rows:
-        raise ValueError("it has no row")
     *header, _ = header
     seals, rows = [row[-1] for row in rows], [row[:-1] for row in rows]
     for number, (found, meant) in enumerate(zip(seals, of_rows(header, rows), strict=True), 1):
@@ -215,8 +214,8 @@ def seal(path):
 
 
 def main(paths):
-    if not paths or paths[0] in ("-h", "--help"):
-        print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
+    if not paths or {"-h", "--help"} & {*paths}:
+        return print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
     for path in map(Path, paths):
         try:
             seal(path)

@@ -186,7 +186,7 @@ def check(task, config):
     for name, value in config.items():
         if name == "target_returns":
             bad = [target for target in value if not fits(name, target)]
-            if bad or not value or len(value) > len(set(value)):
+            if bad or not value or len(value) > len({f"{target:g}" for target in value}):  # as rows name it
                 fail(f"{name} is {short(list(value))}; give each once, {wanted(name)}")
         elif not fits(name, value):
             fail(f"{name} is {value!r}; it has to be {wanted(name)}")

@@ -18,7 +18,7 @@ trained with seed N, and measured on the task's held-out episodes, which are no 
 
 from pathlib import Path
 
-from kit import fail, settings
+from kit import fail, settings, signals
 from tasks import CHOICES, METHODS, TASKS
 
 OPTIONS = settings.Options(__doc__)
@@ -38,6 +38,7 @@ OPTIONS.add_argument("--document", type=Path, default=Path("docs/calibration.md"
 OPTIONS.add_argument("--table", action="store_true", help="write the table of what was found")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
 
 import contextlib
@@ -148,7 +149,7 @@ def found(key, args):
 
 
 def rows_of(path):
-    return artifacts.read_csv(path, COLUMNS) if path.exists() else []
+    return artifacts.read_csv(path, COLUMNS, empty=True) if path.exists() else []
 
 
 # --- the table ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ Shapes: B windows of a batch, T context, N tokens, V vocabulary, M states of the
 
 from pathlib import Path
 
-from kit import fail
+from kit import fail, signals
 from kit.settings import Options
 
 OPTIONS = Options(__doc__)
@@ -52,6 +52,7 @@ OPTIONS.add_argument("--seed", type=int, default=0)
 OPTIONS.add_argument("--threads", type=int, default=1)
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
 
 import copy

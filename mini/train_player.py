@@ -18,7 +18,7 @@ writes  build/players/PLAYER/STEP.npz     the actor at every measurement (git ig
 
 from pathlib import Path
 
-from kit import fail, seals
+from kit import fail, seals, signals
 from kit.settings import Options, configuration
 from tasks import TASKS, TRAINED
 
@@ -32,6 +32,7 @@ OPTIONS.add_argument("--seed", type=int, default=0)
 OPTIONS.add_argument("--measure", action="store_true", help="play the shipped player instead")
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a moment
 
 import numpy as np

@@ -18,13 +18,14 @@ import functools
 import sys
 from pathlib import Path
 
-from kit import fail, settings
+from kit import fail, settings, signals
 from tasks import PROFILES, TASKS
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("profile", choices=PROFILES, help=" or ".join(PROFILES))
 OPTIONS.add_argument("--results", type=Path, help="the folder of CSV files; results/PROFILE else")
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
 
 import matplotlib

@@ -90,7 +90,7 @@ def open_npy(path):
     if dtype.hasobject or dtype.kind not in "fiub":
         raise ValueError("it holds no numbers")
     if not shape or fortran or min(shape) < 0:
-        raise ValueError(f"its array of shape {shape} is none of N rows")
+        raise ValueError(f"it claims shape {shape}, which no column has")
     if shape[0] > ROWS:
         raise ValueError(f"it claims shape {shape}, and the limit is {ROWS:,} rows")
     return stream, shape, dtype

@@ -1,7 +1,8 @@
 """What docs/reliability.md says: attacks on the kit that take most of an hour, by `make test-long`.
 
-    .venv/bin/python tests/long.py                      # all, at full size; the table goes into the document
-    .venv/bin/python tests/long.py kills disks --share 0.1 --dry
+    .venv/bin/python tests/long.py                      # all, at full size, into the document's table
+    .venv/bin/python tests/long.py kills disks          # these alone: the other rows stay
+    .venv/bin/python tests/long.py pairs --share 0.1 --dry
 
 An attack is refused (one line, exit code not 0, and what was there is not lost), harmless (the same command
 then ends in the same bytes), silent (in other bytes, or with something left behind), or a traceback. Here
@@ -256,18 +257,23 @@ def fetched(path, urls, known, whole):
 ATTACKS = {"damages": damages, "kills": kills, "disks": disks, "pairs": pairs, "downloads": downloads}
 
 
-def table(counts):
-    yield "| attacked | tried | refused in one line | harmless | **silent** | traceback |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for kind, count in counts.items():
-        yield f"| {kind} | {sum(count.values())} | {' | '.join(str(count[name]) for name in OUTCOMES)} |"
+HEAD = ["| attacked | tried | refused in one line | harmless | **silent** | traceback |",
+        "| --- | --- | --- | --- | --- | --- |"]
 
 
-def write(lines):
-    """The table between the document's markers."""
+def rows(counts):
+    """{kind: its line of the table}."""
+    return {kind: f"| {kind} | {sum(count.values()):,} | "
+            f"{' | '.join(f'{count[name]:,}' for name in OUTCOMES)} |" for kind, count in counts.items()}
+
+
+def write(found):
+    """Rows into the table between the document's markers, in place of those of the same kinds."""
     before, begin, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    text = "\n".join([before + begin, "", *lines, "", end + after])
+    table, end, after = rest.partition(MARKERS[1])
+    there = {line.split("|")[1].strip(): line for line in table.splitlines()
+             if line.startswith("| ") and line not in HEAD}
+    text = "\n".join([before + begin, "", *HEAD, *(there | found).values(), "", end + after])
     write_whole(DOCUMENT, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -281,10 +287,10 @@ def main(args):
                 bad.append(kind)
                 print(f"{kind}: {outcome}: {said[-1500:]}", flush=True)
         print(f"{name}: {time.time() - began:.0f} s", flush=True)
-    lines = [*table(counts)]
-    print("\n".join(lines))
-    if not (args.dry or args.attacks or args.share < 1):
-        write(lines)
+    found = rows(counts)
+    print("\n".join([*HEAD, *found.values()]))
+    if not args.dry:
+        write(found)
     sys.exit(f"{len(bad)} attacks came through" if bad else 0)
 
 

@@ -148,6 +148,8 @@ def test_all_that_ships_is_listed_and_as_listed():
     for player in players.WEIGHTS.glob("*.npz"):
         seals.check_list(players.WEIGHTS, player.name)
     seals.check_list(KIT / "mini", "heldout.txt")
+    for table in ("mini/calibration.csv", "benchmark/record.csv"):  # python -m kit.seals FILE seals it again
+        seals.parse_csv((KIT / table).read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -180,6 +182,9 @@ def test_a_language_model_at_its_first_reading_is_no_traceback(small):
         with pytest.raises(SystemExit) as stop:
             load_language_model(str(small), 0.0)
         assert "\n" not in str(stop.value) and str(small) in str(stop.value)
+    path.write_bytes(whole[:-4] + b"\xff\xff\xff\x7f")
+    with pytest.raises(SystemExit, match="holds values that are no numbers"):
+        load_language_model(str(small), 0.0)
 
 
 @pytest.mark.parametrize("name, structured", [("adapter_config.json", json_damages),

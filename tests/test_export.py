@@ -40,7 +40,7 @@ def test_a_runs_adapter_goes_to_peft_and_back(prepared, tiny_gpt2):
     assert not torch.allclose(theirs, before, atol=1e-3)
     # a run that starts from it starts where the first one ended, and plays without it
     again = RUN.replace("seed0", "seed1")
-    train.train(again, lm=str(tiny_gpt2), adapter="adapter/", **SHORT | {"steps": 1, "lr": 0.0})
+    train.train(again, lm=str(tiny_gpt2), adapter="adapter/", **SHORT | {"steps": 1, "lr": 1e-12})
     (prepared.folder / "adapter/adapter_config.json").unlink()
     config, model, checkpoints = load_run(again)
     load_checkpoint(model, checkpoints[-1], config)

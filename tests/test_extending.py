@@ -60,7 +60,7 @@ def test_a_baseline(kit):
     out = kit("make", "reacher2d-medium-0.1", SHORT, "METHODS=crr").stdout
     assert "\ncrr " in out
     log = (kit.folder / "runs/mini/reacher2d-medium-0.1/crr/seed0/train.csv").read_text().splitlines()
-    assert log[0] == "step,critic_loss,actor_loss" and len(log) == 3
+    assert log[0] == "step,critic_loss,actor_loss,seal" and len(log) == 3
     line = one_line(kit("make", "pong-medium-1", "METHODS=crr", check=False))
     assert "crr needs continuous actions" in line
 

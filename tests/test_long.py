@@ -21,13 +21,14 @@ def test_a_stage_that_is_killed_ends_in_the_same_bytes(monkeypatch):
 
 def test_the_table_counts_and_stands_between_its_markers(tmp_path, monkeypatch):
     document = tmp_path / "page.md"
-    document.write_text(f"a\n{long.MARKERS[0]}\nold\n{long.MARKERS[1]}\nb\n")
+    document.write_text(f"a\n{long.MARKERS[0]}\n{long.MARKERS[1]}\nb\n")
     monkeypatch.setattr(long, "DOCUMENT", document)
-    for _ in range(2):
-        long.write([*long.table({"x": {"refused": 3, "harmless": 1, "silent": 0, "traceback": 0}})])
-        lines = document.read_text().splitlines()
-        assert lines[0] == "a" and lines[-1] == "b" and "| x | 4 | 3 | 1 | 0 | 0 |" in lines
-    assert "old" not in lines
+    count = {"refused": 3, "harmless": 1, "silent": 0, "traceback": 0}
+    for found in ({"x": count}, {"y": count | {"silent": 1}}, {"x": count | {"refused": 1004}}):
+        long.write(long.rows(found))
+    assert document.read_text().splitlines() == [
+        "a", long.MARKERS[0], "", *long.HEAD, "| x | 1,005 | 1,004 | 1 | 0 | 0 |",
+        "| y | 5 | 3 | 1 | 1 | 0 |", "", long.MARKERS[1], "b"]
 
 
 def test_the_document_has_the_markers():

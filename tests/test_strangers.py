@@ -26,7 +26,7 @@ from conftest import d4rl_arrays, replay_arrays, save_cell, write_d4rl, write_re
 from pyarrow import parquet
 
 import evaluate
-from kit import artifacts, limits, watch
+from kit import artifacts, limits, seals, watch
 from kit.adapters import read_peft
 from kit.language_models import language_model_id, load_language_model, load_tokenizer
 from kit.settings import configuration
@@ -337,8 +337,8 @@ def test_an_environment_is_never_taken_from_a_record(tmp_path, monkeypatch):
     (tmp_path / "evilmod.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
     (folder / "final.safetensors").touch()
-    config = configuration(run) | {"env": "evilmod:X"}
-    (folder / "config.json").write_text(json.dumps(config))
+    config = configuration(run, steps=1, eval_every=1) | {"env": "evilmod:X"}
+    (folder / "config.json").write_text(seals.json_text(config))
     refused("evilmod:X", evaluate.load_run, run)
 
 

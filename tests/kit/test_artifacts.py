@@ -235,6 +235,10 @@ def test_csv_comes_back_and_a_cut_one_is_one_line(tmp_path):
         with pytest.raises(SystemExit, match="eval.csv is not readable .*; delete it and make it") as stop:
             artifacts.read_csv(path, ("step", "return"))
         assert "\n" not in str(stop.value)
+    artifacts.write_csv(path, ("step", "return"), [])
+    with pytest.raises(SystemExit, match="it has no row"):
+        artifacts.read_csv(path, ("step", "return"))
+    assert artifacts.read_csv(path, ("step", "return"), empty=True) == []
     path.unlink()
     with pytest.raises(SystemExit, match="not readable"):
         artifacts.read_csv(path, ("step", "return"))

@@ -125,6 +125,17 @@ def test_the_heart_beats_and_finds_that_it_was_taken_over(tmp_path, monkeypatch)
     assert json.loads(path.read_text())["token"] == "theirs"  # which is left to them
 
 
+def test_whoever_takes_it_removes_what_killed_writes_left(tmp_path):
+    leave(tmp_path)
+    gone = seals.read_json(tmp_path / "running.json")["pid"]
+    left = [f".eval.1a2b.{gone}.part.csv", ".tmpAb1xYz", f".claim.{os.uname().nodename}.{gone}"]
+    kept = [f".claim.{os.uname().nodename}.{os.getppid()}", f".claim.elsewhere.{gone}", "eval.csv"]
+    for name in left + kept:
+        (tmp_path / name).touch()
+    with lock.held("a/run", tmp_path, "training"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "running.json"])
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"place": "here", "processes": 7}'])
 def test_a_damaged_lock_is_another_hosts(tmp_path, content):
     (tmp_path / "running.json").write_text(content)

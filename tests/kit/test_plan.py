@@ -169,7 +169,7 @@ def test_a_changed_language_model_is_noticed_under_any_path(asked, refused, tmp_
     weights = folder / "model.safetensors"
     weights.write_bytes(b"one")
     words = {"LM": str(folder)}
-    finish(tmp_path, lm=str(folder), inputs={os.path.relpath(weights): artifacts.sha256(weights)})
+    finish(tmp_path, lm=str(folder), inputs={os.path.relpath(weights): seals.sha256(weights)})
     assert asked(**words) == [f"run:mini/{CELL}/lamo/seed0"]
     weights.write_bytes(b"two")
     sha256.cache_clear()

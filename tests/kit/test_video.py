@@ -16,7 +16,8 @@ from kit.settings import configuration
 WORKING = next((name for name in video.LIBRARIES if video.renders(name)), None)
 draws = pytest.mark.skipif(not WORKING, reason="neither EGL nor OSMesa draws here")
 RUN = "paper/hopper-medium-0.1/dt/seed0"
-SHORT = {"device": "cpu", "steps": 2, "eval_every": 2, "log_every": 2, "batch_size": 8, "horizon": 12}
+SHORT = {"device": "cpu", "steps": 2, "eval_every": 2, "log_every": 2, "batch_size": 8, "horizon": 12,
+         "context": 5}
 
 
 @pytest.fixture
