@@ -71,13 +71,14 @@ export GPUS
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-.PHONY: help list all every-cell report claims plan status sbatch setup test test-long benchmark videos clean clean-runs evaluated force
+.PHONY: help list all every-cell report claims shipped shipped-report plan status sbatch setup test test-long benchmark videos clean clean-runs evaluated force
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
 	@echo "make all                         every cell x METHODS x SEEDS        make list   names them"
 	@echo "make report                      the paper's tables and figures from what has been run: report/$(PROFILE).html"
 	@echo "make claims                      the paper's claims as differences of methods, with intervals"
+	@echo "make shipped                     trains what results/shipped/ lacks, hours; make shipped-report tells of it"
 	@echo "make plan                        what make all would do, what is done, the hours it will take"
 	@echo "make status                      done, running, failed, waiting      WATCH=1     stays"
 	@echo "make sbatch                      make all as Slurm job arrays, without what is done or queued"
@@ -258,6 +259,23 @@ report: | $(ready)
 claims: | $(ready)
 	@$(PYTHON) -m paper.claims $(foreach folder,$(or $(RESULTS),results/$(PROFILE)),$(call quote,$(folder)))
 
+# --- results that ship: paper/shipped.py --------------------------------------------------------
+# One make a line, and its rows are shipped before the next begins. Type it again to go on. make -n shows this
+# recipe alone, because what it would start is paper.shipped's to say.
+
+ITSELF   = $(MAKE)
+shipping = $(PYTHON) -m paper.shipped --missing | xargs -r -L1 $(heirs) sh -c '$(ITSELF) --no-print-directory \
+	    PROFILE=mini READY=1 "$$@"; failed=$$?; $(PYTHON) -m paper.shipped --take; exit $$failed' shipped
+
+shipped: | $(packages)
+	$(if $(findstring n,$(firstword -$(MAKEFLAGS))),@,+@)$(shipping)
+
+# from the shipped rows alone, also what README.md and docs/ say of them
+shipped-report: | $(ready)
+	@$(PYTHON) -m paper.report mini --results results/shipped/mini
+	@$(PYTHON) -m paper.claims results/shipped/mini
+	@$(PYTHON) -m paper.shipped --write
+
 # --- pictures that move ------------------------------------------------------------------------
 # Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.
 
@@ -291,7 +309,7 @@ sbatch: | $(packages)
 # --- cleaning ----------------------------------------------------------------------------------
 
 clean:
-	rm -rf results figures videos report
+	rm -rf $(filter-out results/shipped,$(wildcard results/*)) figures videos report
 
 clean-runs: clean
 	@echo "This deletes every trained run below runs/. Type yes to go on:"; read answer; [ "$$answer" = yes ]

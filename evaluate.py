@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 
 from kit import artifacts, fail, seals, settings, signals
-from kit.gathering import collect, load_rows, of_run
+from kit.gathering import collect, load_rows, row_of
 
 OPTIONS = settings.options(__doc__, run="maybe")
 OPTIONS.add_argument("--collect", type=settings.run_name, metavar="PROFILE/CELL", help="gather a cell's runs")
@@ -230,19 +230,6 @@ def set_aside(folder, how):
 
 def digest_of(how):
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def row_of(config, step, target, episode, total, length):
-    """A row of eval.csv: RESULT_COLUMNS."""
-    low, high = config["reference_min"], config["reference_max"]
-
-    def normalized(total):
-        return "" if total is None else f"{100 * (total - low) / (high - low):.4f}"
-
-    return of_run(config) | {
-        "step": step, "target_return": "" if target is None else f"{target:g}",
-        "episode": episode, "return": f"{total:.4f}", "length": length,
-        "normalized_score": normalized(total), "data_score": normalized(config["data_return_mean"])}
 
 
 def summarise(run, config, rows):

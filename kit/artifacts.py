@@ -185,6 +185,20 @@ def read_csv(path, columns, empty=False):
         fail(f"{path} is not readable ({first_words(error)}); delete it and make it again")
 
 
+def filled(text, markers, lines, name):
+    """A document with these lines between two that are its markers; one line and exit if it has none."""
+    before, begin, rest = text.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
+    if not begin or not end:
+        fail(f"{name} has no line {markers[0]}, or none {markers[1]}; put them where the table belongs")
+    return "\n".join([before + begin, "", *lines, end + after])
+
+
+def fill_document(path, markers, lines):
+    text = filled(path.read_text(encoding="utf-8"), markers, lines, path)
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 class Log:
     """train.csv: each row averages what was added since the last one; `lr` is the newest. A row is in the
     file at once, or with the next one where they come faster than one in SAVE_EVERY seconds.

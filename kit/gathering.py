@@ -57,6 +57,19 @@ def of_run(config):
             "seed": str(config["seed"]), "data_episodes": str(len(config["data_episodes"]))}
 
 
+def row_of(config, step, target, episode, total, length):
+    """A row of eval.csv: RESULT_COLUMNS."""
+    low, high = config["reference_min"], config["reference_max"]
+
+    def normalized(total):
+        return "" if total is None else f"{100 * (total - low) / (high - low):.4f}"
+
+    return of_run(config) | {
+        "step": step, "target_return": "" if target is None else f"{target:g}",
+        "episode": episode, "return": f"{total:.4f}", "length": length,
+        "normalized_score": normalized(total), "data_score": normalized(config["data_return_mean"])}
+
+
 def episodes_of(config):
     """(step, target_return, episode) of all that a run's evaluation plays, in order, as rows have them."""
     return [(str(step), "" if target is None else f"{target:g}", str(episode))

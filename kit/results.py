@@ -15,10 +15,16 @@ PAPER_SCORES = Path(__file__).parent.parent / "paper" / "scores.csv"
 
 def load_results(cell):
     """Rows of results/PROFILE/CELL.csv; one line and exit if they are not those of the cell."""
-    wanted, path = settings.parse_cell(cell), artifacts.results_path(cell)
+    settings.parse_cell(cell)
+    path = artifacts.results_path(cell)
     if not path.exists():
         fail(f"{path} is not there; make it: python evaluate.py --collect {cell}")
-    rows = load_file(path)
+    return load_cell(path, cell)
+
+
+def load_cell(path, cell):
+    """Rows of a file, wherever it lies; one line and exit if they are not those of PROFILE/CELL."""
+    wanted, rows = settings.parse_cell(cell), load_file(path)
     if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {wanted}:
         fail(f"{path} is empty or holds rows of another cell; make it again")
     return rows

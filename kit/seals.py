@@ -215,7 +215,8 @@ def seal(path):
 
 def main(paths):
     if not paths or {"-h", "--help"} & {*paths}:
-        return print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
+        print(f"usage: python3 -m kit.seals FILE ...\n\n{__doc__}")
+        return
     for path in map(Path, paths):
         try:
             seal(path)

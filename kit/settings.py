@@ -119,7 +119,7 @@ def configuration(run, **overrides):
     suite = TASKS[task]["suite"]
     for row in (TASKS[task], METHODS[method]):
         config |= {name: value for name, value in row.items() if not isinstance(value, dict)}
-        for part in (suite, task, profile, f"{profile}-{suite}"):
+        for part in (suite, task, profile, f"{profile}-{suite}", f"{profile}-{task}"):
             config |= row.get(part, {})
     for name in ("ratios", "suites"):
         config.pop(name, None)

@@ -1,33 +1,39 @@
 """Choose the mini profile's settings by held-out loss, never by returns, on subsets of no reported number.
 
     .venv/bin/python -m mini.calibrate reacher2d-medium                 # goes on where it was stopped
-    .venv/bin/python -m mini.calibrate hopper-medium --methods lamo dt --subsets 100 101 --steps 2000
+    .venv/bin/python -m mini.calibrate hopper-medium --methods dt --steps 1000 --batch_size 16 --lr 3e-4 1e-3
     .venv/bin/python -m mini.calibrate --table                          # writes docs/calibration.md's table
 
 reads   tasks.py for where a search begins: the settings that are there now
 writes  a row a training to mini/calibration.csv, in which --table and the next call look; data and runs in
         build/calibrate/, of which the runs are removed
 
-One setting after the other, in the order of SEARCH: each of its values with the best of all before it. A
-candidate's loss is the least of its checkpoints', the mean over subsets; where it lies says how many steps to
-take, so that steps cost no search of their own. Episodes are never played but to make data. Subset N is drawn
-with seed N, trained with seed N, and measured on the task's held-out episodes, which are no training data.
+One setting after the other, in the order of SEARCH: each of its values with the best of all before it, and
+the first of all after it. A setting without values stays what it is. A context of a quarter comes with a
+batch four times as large, so that candidates differ in what they see and not in how much. A candidate's loss
+is the least of its checkpoints', the mean over subsets; where it lies says how many steps to take, so that
+steps cost no search of their own. Episodes are never played but to make data. Subset N is drawn with seed N,
+trained with seed N, and measured on the task's held-out episodes, which are no training data.
 """
 
 from pathlib import Path
 
 from kit import fail, settings, signals
-from tasks import METHODS, TASKS
+from tasks import CHOICES, DEFAULTS, METHODS, RANGES, SEQUENCE, TASKS
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("tasks", nargs="*", metavar="TASK")
-OPTIONS.add_argument("--methods", nargs="+", default=["lamo", "dt", "wiki", "bc"], choices=[*METHODS],
-                     metavar="METHOD")
-OPTIONS.add_argument("--subsets", nargs="+", type=settings.ANY_SEED, default=[100, 101], help="100 and up")
+OPTIONS.add_argument("--methods", nargs="+", default=["lamo", "dt"], choices=[*METHODS], metavar="METHOD")
+OPTIONS.add_argument("--subsets", nargs="+", type=settings.ANY_SEED, default=[100], help="100 and up")
 OPTIONS.add_argument("--ratio", help="of the data; the paper's lowest else")
-OPTIONS.add_argument("--steps", type=settings.number(int, "[1, 1e7)"),
+OPTIONS.add_argument("--steps", type=settings.number(int, RANGES["steps"]),
                      help="how far each training goes; twice the task's else")
-OPTIONS.add_argument("--checkpoints", type=settings.COUNT, default=20, help="at which a training is measured")
+OPTIONS.add_argument("--checkpoints", type=settings.COUNT, default=12, help="at which a training is measured")
+for name, said in (("batch_size", "values to try, here and below"),
+                   ("lr", "half, once and twice what it is else"), ("context", None), ("dropout", None)):
+    OPTIONS.add_argument(f"--{name}", nargs="+", help=said, default=[], type=settings.number(
+        type(SEQUENCE.get(name, DEFAULTS.get(name))), RANGES[name]))
+OPTIONS.add_argument("--schedule", nargs="+", choices=CHOICES["schedule"], default=[])
 OPTIONS.add_argument("--csv", type=Path, default=Path("mini/calibration.csv"))
 OPTIONS.add_argument("--document", type=Path, default=Path("docs/calibration.md"))
 OPTIONS.add_argument("--table", action="store_true", help="write the table of what was found")
@@ -51,9 +57,8 @@ from kit.imitation import heldout_loss, imitates, load_heldout, training_loss
 from sources.download import locked
 
 FIRST = 100  # subsets below are for numbers that are reported
-# What is tried, times what is there now; a context of a half has at least one step.
-SEARCH = (("lr", (0.25, 0.5, 1, 2, 4)), ("batch_size", (0.25, 1)), ("context", (0.25, 0.5, 1)))
-KEY = ("task", "ratio", "method", "lr", "batch_size", "context", "steps", "checkpoints", "subset")
+SEARCH = ("batch_size", "lr", "context", "schedule", "dropout")
+KEY = ("task", "ratio", "method", *SEARCH, "steps", "checkpoints", "subset")
 COLUMNS = (*KEY, "lm", "loss", "best_step", "last_loss", "train_loss", "seconds", "heldout_data", "code",
            "curve")
 MARKERS = ("<!-- calibration: begin, of python -m mini.calibrate --table -->", "<!-- calibration: end -->")
@@ -87,7 +92,7 @@ def row_of(key):
     """The row of a candidate, which is trained for it."""
     start, run = time.time(), "mini/{task}-{ratio}-d{subset}/{method}/seed{subset}".format(**key)
     every = max(1, key["steps"] // key["checkpoints"])
-    changes = {name: key[name] for name in ("lr", "batch_size", "context", "steps")}
+    changes = {name: key[name] for name in (*SEARCH, "steps")}
     if settings.is_baseline(key["method"]):
         changes |= {"actor_lr": key["lr"]}
     curve, about = measure(run, changes | {"eval_every": every})
@@ -106,24 +111,31 @@ def search(task, method, args):
     now = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
     if not imitates(now):
         fail(f"{method} does not imitate, so it has no held-out loss")
-    key = {"task": task, "ratio": ratio, "method": method, "steps": args.steps or 2 * now["steps"],
-           "checkpoints": args.checkpoints, "lr": now["lr"], "batch_size": now["batch_size"],
-           "context": now.get("context", 1)}
-    for name, factors in SEARCH:
-        if name not in now:  # a baseline's context is a step
+    key = {"task": task, "ratio": ratio, "method": method, **of_search(now),
+           "steps": args.steps or 2 * now["steps"], "checkpoints": args.checkpoints}
+    key |= {name: getattr(args, name)[0] for name in SEARCH if name in now and getattr(args, name)}
+    for name in SEARCH:
+        if name not in now:  # a baseline has no context
             continue
-        candidates = [key | {name: value} for value in values(now[name], factors)]
+        values = getattr(args, name) or [now[name]]
+        if name == "lr" and not args.lr:
+            values = [float(f"{now['lr'] * factor:.3g}") for factor in (0.5, 1, 2)]
+        candidates = [key | {name: value} for value in values]
+        if name == "context":
+            candidates = [candidate | {"batch_size": key["batch_size"] * key["context"] // value}
+                          for candidate, value in zip(candidates, values, strict=True)]
+        if len(values) == 1 and name != "lr":
+            key = candidates[0]
+            continue
         losses = [np.mean([float(found(candidate | {"subset": subset}, args)["loss"])
                            for subset in args.subsets]) for candidate in candidates]
         key = candidates[int(np.argmin(losses))]
-        print(f"{task} {method}: {name} {key[name]:g}, loss {min(losses):.4f}", flush=True)
+        print(f"{task} {method}: {name} {key[name]}, loss {min(losses):.4f}", flush=True)
 
 
-def values(now, factors):
-    """What a setting's candidates are: whole numbers stay whole, and none comes twice."""
-    if isinstance(now, int):
-        return [*dict.fromkeys(max(1, round(now * factor)) for factor in factors)]
-    return [float(f"{now * factor:.3g}") for factor in factors]
+def of_search(config):
+    """The settings of a configuration that are searched; empty where it has none."""
+    return {name: config.get(name, "") for name in SEARCH}
 
 
 def found(key, args):
@@ -144,24 +156,21 @@ def rows_of(path):
 # --- the table ---------------------------------------------------------------------------------
 
 def table(rows):
-    """Lines of Markdown: for each task, ratio and method the settings of now and the best that were found."""
-    head = ("task, ratio", "method", "settings", "learning rate", "batch", "context", "held-out loss",
-            "lowest at step", "subsets")
+    """Lines of Markdown: for each task, ratio and method what was tried, the best first."""
+    head = ("task, ratio", "method", "batch", "learning rate", "context", "schedule", "dropout",
+            "held-out loss", "lowest at step", "at the last step", "subsets", "in `tasks.py`")
     yield f"| {' | '.join(head)} |"
     yield f"|{' --- |' * len(head)}"
     for (task, ratio, method), group in grouped(rows, ("task", "ratio", "method")):
-        now = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
-        candidates = [(own, line) for own, line in grouped(group, KEY[3:-1])]
-        most = max(len(line) for _, line in candidates)  # one that was stopped on the way is no candidate
-        candidates = sorted((np.mean([float(row["loss"]) for row in line]), own, line)
-                            for own, line in candidates if len(line) == most)
-        tried = {"now": [c for c in candidates if (float(c[1][0]), int(c[1][1]), int(c[1][2])) == (
-            now["lr"], now["batch_size"], now.get("context", 1))], "best": candidates}
-        for what, them in tried.items():
-            for loss, (lr, batch, context, steps, _), line in them[:1]:
-                lowest = ", ".join(f"{int(row['best_step']):,}" for row in line)
-                yield (f"| `{task}` {ratio} | `{method}` | {what} | {float(lr):g} | {batch} | {context} "
-                       f"| {loss:.4f} | {lowest} of {int(steps):,} | {len(line)} |")
+        config = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
+        now = tuple(map(str, of_search(config).values()))
+        tried = sorted((np.mean([float(row["loss"]) for row in line]), own, line)
+                       for own, line in grouped(group, KEY[3:-1]))
+        for loss, (*own, steps, _), line in tried:
+            lowest = ", ".join(f"{int(row['best_step']):,}" for row in line)
+            last = np.mean([float(row["last_loss"]) for row in line])
+            yield (f"| `{task}` {ratio} | `{method}` | {' | '.join(own)} | {loss:.4f} | {lowest} of "
+                   f"{int(steps):,} | {last:.4f} | {len(line)} | {'yes' if tuple(own) == now else ''} |")
 
 
 def grouped(rows, names):
@@ -170,15 +179,6 @@ def grouped(rows, names):
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return groups.items()
-
-
-def document(text, rows):
-    """A document with the table between its markers."""
-    before, begin, rest = text.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not begin or not end:
-        fail(f"the document has no line {MARKERS[0]}, or none {MARKERS[1]}")
-    return "\n".join([before + begin, "", *table(rows), "", end + after])
 
 
 def main(args):
@@ -192,8 +192,7 @@ def main(args):
         for method in args.methods:
             search(task, method, args)
     if args.table:
-        text = document(args.document.read_text(encoding="utf-8"), rows_of(args.csv))
-        artifacts.write_whole(args.document, lambda part: part.write_text(text, encoding="utf-8"))
+        artifacts.fill_document(args.document, MARKERS, table(rows_of(args.csv)))
 
 
 if __name__ == "__main__":

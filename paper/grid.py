@@ -1,9 +1,10 @@
 """What is known of each cell and method of a profile.
 
-    cells, troubles = gather("mini")       # CELL-dN.csv counts as CELL's, before seeds of one subset
+    cells, troubles = gather("mini", Path("results/mini"))    # -dN counts as its cell, before one subset's
     cells["hopper-medium-0.01"]["lamo"]["score"]
 
-reads   results/PROFILE/*.csv; runs/PROFILE/*/*/seedN/config.json and cost.json, where they are there
+reads   a folder's CSV files, gzipped or not; runs/PROFILE/*/*/seedN/config.json and cost.json, where they are
+        there and rows do not say themselves what they were made by (paper/shipped.py)
 
 A line is what kit.statistics.summarise says of a method in a cell, and beside it
     values, best_values   a score a seed, at the largest target and at the authors' best one
@@ -20,7 +21,7 @@ import numpy as np
 
 import tasks
 from kit import artifacts, settings
-from kit.results import data_score, load_results
+from kit.results import data_score, load_cell
 from kit.statistics import summarise
 
 MAIN = ("lamo", "dt", "wiki", "cql", "iql", "td3bc", "bc")  # the columns of the paper's tables
@@ -40,14 +41,15 @@ def domain_of(cell):
     return next(domain for domain, suites in DOMAINS.items() if suite in suites)
 
 
-def gather(profile):
+def gather(profile, folder):
     """({cell: {method: line}}, ["what could not be read", ...]), cells in the order of tasks.py."""
     cells, troubles = {}, []
-    for path in sorted(Path("results", profile).glob("*.csv"), key=lambda path: path.stem.endswith("-dN")):
-        plain, subset = settings.split_subset(path.stem)
+    for path in sorted(folder.glob("*.csv*"), key=lambda path: "-dN." in path.name):
+        name = path.name.partition(".csv")[0]
+        plain, subset = settings.split_subset(name)
         if subset not in (0, "N"):  # which -dN has, with the others of its kind
             continue
-        rows = attempt(troubles, load_results, f"{profile}/{path.stem}")
+        rows = attempt(troubles, load_cell, path, f"{profile}/{name}")
         for line in summarise(rows or []):
             lines = cells.setdefault(plain, {})
             if line["method"] not in lines or line["over"] == "subsets":
@@ -79,7 +81,13 @@ def more_of(line, rows, troubles):
             "curve": curve(own), "episodes": len({row["episode"] for row in own}),
             **{name: first[name] for name in ("profile", "data_episodes")}, "data_score": data_score(rows),
             "data": ", ".join(sorted({row["data"] for row in rows})),
-            "records": records(cell, line, troubles)}
+            "records": said_by(rows) or records(cell, line, troubles)}
+
+
+def said_by(rows):
+    """What shipped rows say of their runs, as `records`; empty for rows that say nothing."""
+    names = ("data_sha256", "code", "torch", "numpy", "device")
+    return {row["seed"]: {name: row[name] for name in names} for row in rows if row.get("code")}
 
 
 def deviation(values):

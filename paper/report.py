@@ -2,9 +2,11 @@
 
     python -m paper.report mini
     python -m paper.report paper
+    python -m paper.report mini --results results/shipped/mini       # writes report/shipped-mini.html
 
-reads   results/PROFILE/*.csv, paper/scores.csv; for provenance runs/PROFILE/*/*/seedN/config.json and
-        cost.json, where they are there; videos/PROFILE/TASK.gif, where `make videos` made them
+reads   results/PROFILE/*.csv or another folder's, paper/scores.csv; for provenance
+        runs/PROFILE/*/*/seedN/config.json and cost.json, where they are there; videos/PROFILE/TASK.gif,
+        where `make videos` made them
 writes  report/PROFILE.html, one page with everything in it; report/PROFILE.md, the same as Markdown;
         report/PROFILE/*.png and *.svg, the figures
 
@@ -21,6 +23,7 @@ from tasks import PROFILES, TASKS
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("profile", choices=PROFILES, help=" or ".join(PROFILES))
+OPTIONS.add_argument("--results", type=Path, help="the folder of CSV files; results/PROFILE else")
 if __name__ == "__main__":
     signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take seconds
@@ -86,10 +89,11 @@ def head_of(profile, cells, troubles, provenance):
 
 
 def main(args):
-    profile, folder = args.profile, Path("report") / args.profile
-    cells, troubles = gather(profile)
+    profile, source = args.profile, args.results or Path("results", args.profile)
+    folder = Path("report", "-".join(source.parts[-2:]) if args.results else profile)
+    cells, troubles = gather(profile, source)
     if not cells:
-        fail(troubles[0] if troubles else f"results/{profile} holds no results; make some: make "
+        fail(troubles[0] if troubles else f"{source} holds no results; make some: make "
              f"hopper-medium-0.01{'' if profile == 'mini' else f' PROFILE={profile}'}")
     provenance = provenance_table(cells)
     shown = [*(tables.paper_table(cells, number) for number in tables.TITLES), tables.other_table(cells),
@@ -100,7 +104,7 @@ def main(args):
                        *(table for table in shown if table and table.groups), *([films] if films else [])],
                       key=lambda section: ORDER.index(section.name))
     for suffix, text in ((".html", html(title, head, sections)),
-                         (".md", markdown(title, head, sections, profile))):
+                         (".md", markdown(title, head, sections, folder.name))):
         artifacts.write_whole(folder.with_suffix(suffix),
                               lambda part, text=text: part.write_text(text, encoding="utf-8"))
     print(f"report {folder}.html   {folder}.md   figures {folder}/")

@@ -264,10 +264,10 @@ def test_differences_are_read_as_a_record_reads():
     assert settings.differences(record, config) == [] and settings.changed(RUN, record) == ""
     other = configuration(RUN, steps=6, lm="/toy", target_returns=[1.0], dtype="bfloat16")
     assert sorted(settings.differences(record, other)) == [
-        'dtype is "float32", not "bfloat16"', 'lm is "mini", not "/toy"', "steps is 500, not 6",
+        'dtype is "float32", not "bfloat16"', 'lm is "mini", not "/toy"', "steps is 600, not 6",
         "target_returns is [3600.0, 1800.0], not [1.0]"]
     assert settings.differences(record, other, without=("lm", "dtype", *settings.EVALUATION)) == [
-        "steps is 500, not 6"]
+        "steps is 600, not 6"]
     said = settings.changed(RUN, record | {"steps": 6, "lm": "/toy"})
     assert sorted(said.split(" ")) == ["lm=/toy", "steps=6"]
     long, = settings.differences({"episodes": list(range(500))}, {"episodes": list(range(501))})

@@ -1,5 +1,7 @@
 """mini/calibrate.py: the search, that it goes on, its table, and one training for real."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import KIT
@@ -17,21 +19,22 @@ def run(*arguments):
 
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
-    """search(...): a search whose trainings cost nothing: lr 0.001 is best, batch 16, and a short
+    """search(...): a search whose trainings cost nothing: lr 0.001 is best, 80 steps a batch, and a short
     context is better. search.asked holds what was trained."""
     monkeypatch.chdir(tmp_path)
 
     def measure(run, changes):
         search.asked.append((run, changes))
         seed = settings.parse_run(run)[4]
-        loss = (abs(np.log2(changes["lr"] / 0.001)) + 0.1 * (changes["batch_size"] != 16)
+        loss = (abs(np.log2(changes["lr"] / 0.001)) + 0.1 * (changes["batch_size"] * changes["context"] != 80)
                 + 0.01 * changes["context"] + 0.001 * seed)
         every = changes["eval_every"]
         return {every: loss + 0.5, 2 * every: loss, 3 * every: loss + 0.2}, {
             "lm": "none", "code": "c", "heldout_data": "d", "train_loss": 0.5}
 
     def search(*more):
-        run("reacher2d-medium", "--methods", "lamo", "--csv", "found.csv", *more)
+        run("reacher2d-medium", "--methods", "lamo", "--csv", "found.csv", "--subsets", 100, 101,
+            "--batch_size", 64, 16, "--context", 5, 1, *more)
         return artifacts.read_csv(tmp_path / "found.csv", calibrate.COLUMNS)
 
     monkeypatch.setattr(calibrate, "measure", measure)
@@ -41,13 +44,13 @@ def searched(tmp_path, monkeypatch):
 
 def test_one_setting_after_the_other_with_the_best_of_those_before(searched):
     rows = searched("--steps", 1000, "--checkpoints", 10)
-    tried = [(float(row["lr"]), int(row["batch_size"]), int(row["context"])) for row in rows[::2]]
-    assert tried == [*((lr, 64, 5) for lr in (0.0005, 0.001, 0.002, 0.004, 0.008)), (0.001, 16, 5),
-                     (0.001, 16, 1), (0.001, 16, 2)]
-    assert [row["subset"] for row in rows] == ["100", "101"] * 8
+    tried = [(int(row["batch_size"]), float(row["lr"]), int(row["context"])) for row in rows[::2]]
+    assert tried == [(64, 0.002, 5), (16, 0.002, 5), (16, 0.001, 5), (16, 0.004, 5), (80, 0.001, 1)]
+    assert [row["subset"] for row in rows] == ["100", "101"] * 5
     assert searched.asked[0] == ("mini/reacher2d-medium-0.1-d100/lamo/seed100", {
-        "lr": 0.0005, "batch_size": 64, "context": 5, "steps": 1000, "eval_every": 100})
-    row = rows[10]
+        "lr": 0.002, "batch_size": 64, "context": 5, "schedule": "constant", "dropout": 0.0, "steps": 1000,
+        "eval_every": 100})
+    row = rows[4]
     assert (row["loss"], row["best_step"], row["last_loss"]) == ("0.15", "200", "0.35")
     assert row["curve"] == "100:0.65 200:0.15 300:0.35" and row["heldout_data"] == "d"
 
@@ -73,32 +76,35 @@ def test_settings_are_not_chosen_on_reported_subsets_or_by_values(searched):
     assert not searched.asked
 
 
-def test_the_table_has_what_is_there_now_and_the_best(searched):
+def test_the_table_has_what_was_tried_the_best_first(searched):
     rows = searched("--steps", 1000)
-    # a candidate of fewer subsets does not count, however good it is
-    rows.append(rows[-1] | {"lr": "9.0", "loss": "0.0001"})
-    head, line, now, best = calibrate.table(rows)
-    assert head.count("|") == line.count("|") == now.count("|") == best.count("|") == 10
+    head, line, best, *others = calibrate.table(rows)
+    assert {text.count("|") for text in (head, line, best, *others)} == {13} and len(others) == 4
     name = "| `reacher2d-medium` 0.1 | `lamo` |"
-    assert now == f"{name} now | 0.002 | 64 | 5 | 1.2505 | 100, 100 of 1,000 | 2 |"
-    assert best == f"{name} best | 0.001 | 16 | 1 | 0.1105 | 100, 100 of 1,000 | 2 |"
-    text = "a\n" + "\n".join(calibrate.MARKERS) + "\nb\n"
-    once = calibrate.document(text, rows)
-    assert best in once.splitlines() and once.startswith("a\n") and once.endswith("\nb\n")
-    assert calibrate.document(once, rows) == once
-    with pytest.raises(SystemExit, match="no line"):
-        calibrate.document("a", rows)
+    assert best == f"{name} 80 | 0.001 | 1 | constant | 0.0 | 0.1105 | 166, 166 of 1,000 | 0.3105 | 2 |  |"
+    now, = (text for text in others if "yes" in text)
+    assert now.startswith(f"{name} 64 | 0.002 | 5 | constant | 0.0 | 1.2505 | 166, 166 of 1,000 |")
+    Path("page.md").write_text("a\n" + "\n".join(calibrate.MARKERS) + "\nb\n")
+    for _ in range(2):
+        run("--table", "--csv", "found.csv", "--document", "page.md")
+        text = Path("page.md").read_text()
+        assert best in text.splitlines() and text.startswith("a\n") and text.endswith("\nb\n")
+        assert text.count(best) == 1
+    Path("page.md").write_text("a")
+    with pytest.raises(SystemExit, match="page.md has no line"):
+        run("--table", "--csv", "found.csv", "--document", "page.md")
 
 
 def test_the_shipped_table_is_of_the_shipped_rows():
-    text = (KIT / "docs/calibration.md").read_text()
-    assert calibrate.document(text, calibrate.rows_of(KIT / "mini/calibration.csv")) == text
+    page, rows = KIT / "docs/calibration.md", calibrate.rows_of(KIT / "mini/calibration.csv")
+    text = page.read_text()
+    assert artifacts.filled(text, calibrate.MARKERS, calibrate.table(rows), page) == text
 
 
 def test_a_candidate_is_what_the_stages_compute(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run("reacher2d-medium", "--methods", "dt", "--subsets", 100, "--steps", 4, "--checkpoints", 2,
-        "--csv", "f.csv")
+    run("reacher2d-medium", "--methods", "dt", "--lr", 3e-4, "--steps", 4,
+        "--checkpoints", 2, "--csv", "f.csv")
     rows = artifacts.read_csv(tmp_path / "f.csv", calibrate.COLUMNS)
     row = rows[0]
     monkeypatch.chdir(tmp_path / "build/calibrate")

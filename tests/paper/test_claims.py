@@ -1,6 +1,7 @@
 """paper/claims.py: paired differences from CSVs, what is missing, over subsets before seeds."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_the_report_takes_subsets_before_seeds_of_one(tmp_path, monkeypatch):
     for name, seed in (("hopper-medium-0.01", 0), ("hopper-medium-0.01-d1", 1), ("hopper-medium-0.01-d1", 0)):
         run = artifacts.run_folder(f"mini/{name}/lamo/seed{seed}")
         artifacts.write_json(run / "config.json", {"cell": name})
-    cells, troubles = grid.gather("mini")
+    cells, troubles = grid.gather("mini", Path("results/mini"))
     assert list(cells) == ["hopper-medium-0.01"] and not troubles
     found = {method: (line["over"], line["score"]) for method, line in cells["hopper-medium-0.01"].items()}
     assert found == {"lamo": ("subsets", 15.0), "dt": ("seeds", 34.0), "wiki": ("seeds", 34.0),

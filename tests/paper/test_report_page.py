@@ -6,6 +6,7 @@ import re
 import shutil
 import statistics
 import subprocess
+from pathlib import Path
 
 import pytest
 from test_report import SYNTHETIC, Page, average, rows_of, write_report
@@ -50,7 +51,7 @@ def test_equal_results_give_equal_bytes(tmp_path):
 def cells(made):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
-        return grid.gather("paper")[0]
+        return grid.gather("paper", Path("results/paper"))[0]
 
 
 @pytest.fixture(scope="module")

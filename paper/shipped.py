@@ -1,0 +1,248 @@
+"""Results that ship: rows of finished runs in results/shipped/mini, and what the documents say of them.
+
+    make shipped            # trains what GRID asks for and the rows lack: hours; type it again to go on
+    make shipped-report     # report, claims, and the tables of README.md and docs/: seconds; trains nothing
+
+    python -m paper.shipped --missing    # what is lacking, as words for make, a line a cell and seeds
+    python -m paper.shipped --take       # results/mini/CELL.csv -> results/shipped/mini/CELL.csv.gz
+    python -m paper.shipped --write      # the documents' tables, and the figure of the first cell
+
+reads   results/mini and, for what a row's run was made by, runs/mini; of GRID's cells alone
+writes  results/shipped/mini/*.csv.gz; between MARKERS of DOCUMENTS; FIGURE
+
+A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay. A run counts as
+shipped while its rows have the steps that tasks.py asks for; others are left out when the next are taken.
+"""
+
+import functools
+import gzip
+from pathlib import Path
+
+from kit import settings
+
+OPTIONS = settings.Options(__doc__)
+OPTIONS.add_argument("--missing", action="store_true", help="words for make")
+OPTIONS.add_argument("--take", action="store_true", help="the rows of finished runs")
+OPTIONS.add_argument("--write", action="store_true", help="what the documents say of them")
+if __name__ == "__main__":
+    ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
+
+import plot
+from kit import artifacts, seals
+from kit.results import data_score, load_cell
+from kit.statistics import paired, replications, summarise
+from paper.grid import name_of
+from tasks import METHODS
+
+FOLDER = Path("results/shipped/mini")
+MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads")  # of a run's config.json
+COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS + MADE_BY
+MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end -->")
+FIGURE = Path("docs/hopper-medium-0.01.png")
+
+# What is run, most wanted first: cells, methods, replications.
+FEW = ("hopper-medium-0.01", "walker2d-medium-0.01", "kitchen-complete-0.3", "reacher2d-medium-0.3",
+       "halfcheetah-medium-0.005", "kitchen-partial-0.1", "breakout-medium-0.1", "qbert-medium-0.1",
+       "pong-medium-0.1")
+MORE = ("hopper-medium-0.1", "walker2d-medium-0.1", "kitchen-complete-1", "reacher2d-medium-1",
+        "halfcheetah-medium-0.1", "kitchen-partial-1", "breakout-medium-1", "qbert-medium-1", "pong-medium-1")
+MAIN, RIVALS = ("lamo", "dt", "lamo-random"), ("wiki", "bc", "td3bc", "iql", "cql")
+ABLATIONS = tuple(method for method in METHODS if method.startswith("lamo-") and method not in (
+    "lamo-random", "lamo-medium", "lamo-smollm2", "lamo-released"))
+GRID = ((FEW[:1], MAIN, 5), (FEW[:1], RIVALS, 3), (FEW[1:], MAIN, 5), (FEW[:3], ABLATIONS, 3),
+        (FEW[1:], RIVALS, 3), (MORE, MAIN, 5), (MORE, RIVALS, 3))
+
+
+# --- what is run, and its rows -----------------------------------------------------------------
+
+def table_of(cell):
+    """Each seed has a subset of its own, but where all subsets are the same episodes."""
+    return cell if cell.endswith("-1") else f"{cell}-dN"
+
+
+def shipped_path(cell):
+    return FOLDER / f"{table_of(cell)}.csv.gz"
+
+
+def shipped_rows(cell):
+    """The rows of a cell's runs that are as tasks.py has them, as text; none where there is no file."""
+    path = shipped_path(cell)
+    return [row for row in (artifacts.read_csv(path, COLUMNS) if path.exists() else []) if as_asked(row)]
+
+
+@functools.cache
+def last_step(cell, method):
+    return settings.configuration(f"mini/{cell}/{method}/seed0")["steps"]
+
+
+def as_asked(row):
+    return not row["changed"] and int(row["step"]) <= last_step(
+        f"{row['task']}-{float(row['ratio']):g}", row["method"])
+
+
+def missing():
+    """Lines of words for make, each of a cell and of methods that lack the same seeds."""
+    for cells, methods, count in GRID:
+        for cell in cells:
+            # a run's last row is that of its last step, or its steps are not those of tasks.py
+            done = {(row["method"], int(row["seed"])) for row in shipped_rows(cell)
+                    if int(row["step"]) == last_step(cell, row["method"])}
+            lacking = {}
+            for method in methods:
+                seeds = " ".join(str(seed) for seed in range(count) if (method, seed) not in done)
+                if seeds and not settings.missing(cell.rpartition("-")[0], method):
+                    lacking.setdefault(seeds, []).append(method)
+            for seeds, them in lacking.items():
+                yield (f'{cell} "METHODS={" ".join(them)}" "SEEDS={seeds}"'
+                       + " SUBSETS=seed" * (table_of(cell) != cell))
+
+
+def take():
+    """Ship the rows of this checkout's runs, beside those of other runs that are shipped."""
+    for cell in dict.fromkeys(cell for cells, *_ in GRID for cell in cells):
+        source = artifacts.results_path(f"mini/{table_of(cell)}")
+        if not source.exists():
+            continue
+        new = [row | made_by(row) for row in artifacts.read_csv(source, artifacts.RESULT_COLUMNS)]
+        runs = {(row["method"], row["seed"]) for row in new}
+        rows = new + [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs]
+        order = list(METHODS)
+        rows.sort(key=lambda row: (order.index(row["method"]), int(row["seed"])))  # stable
+        rows = [{name: row[name] for name in COLUMNS} for row in rows if as_asked(row)]
+        content = gzip.compress(artifacts.csv_text(COLUMNS, rows).encode("utf-8"), mtime=0)
+        path = shipped_path(cell)
+        if rows and not (path.exists() and path.read_bytes() == content):
+            artifacts.write_whole(path, lambda part, content=content: part.write_bytes(content))
+            print(f"{path}: {len(rows):,} rows of {len({(r['method'], r['seed']) for r in rows})} runs")
+
+
+def made_by(row):
+    return recorded(f"mini/{settings.of_seed(cell_of(row), row['seed'] if row['subset'] != '0' else 0)}/"
+                    f"{row['method']}/seed{row['seed']}")
+
+
+def cell_of(row):
+    """"hopper-medium-0.01-dN" of a row of a table of subsets."""
+    return f"{row['task']}-{float(row['ratio']):g}" + "-dN" * (row["subset"] != "0")
+
+
+@functools.cache
+def recorded(run):
+    """MADE_BY of a run's record."""
+    record = artifacts.load_config(run)
+    return {name: record[name][:8] if name == "data_sha256" else record[name] for name in MADE_BY}
+
+
+# --- what the documents say --------------------------------------------------------------------
+
+def load():
+    """{cell: its rows, with numbers as numbers} of the shipped files, in the order of GRID."""
+    cells = dict.fromkeys([*FEW, *MORE])
+    return {cell: load_cell(shipped_path(cell), f"mini/{cell}") for cell in cells
+            if shipped_path(cell).exists()}
+
+
+def score(line):
+    """"38.0 [36.1, 39.9]" of a line of kit.statistics.summarise; with one seed its mean alone."""
+    if line is None:
+        return ""
+    if line["over"] == "episodes":
+        return f"{line['score']:.1f} (1 seed)"
+    return f"{line['score']:.1f} [{line['interval'][0]:.1f}, {line['interval'][1]:.1f}]"
+
+
+def difference(rows, first, second, what, form):
+    """The paired difference of two methods with its interval, "" without two replications of both."""
+    pair = paired(*(replications([row for row in rows if row["method"] == method], what)
+                    for method in (first, second)))
+    if pair is None or pair.interval is None:
+        return ""
+    return f"{pair.difference:{form}} [{pair.interval[0]:{form}}, {pair.interval[1]:{form}}]"
+
+
+def lines_of(rows):
+    return {line["method"]: line for line in summarise(rows)}
+
+
+def over(line):
+    return f"{len(line['seeds'])} {line['over'] if line['over'] != 'episodes' else 'subset'}"
+
+
+def front(cells):
+    """README's table: a column a cell of FEW; scores of MAIN, and what they differ by from LaMo's, in
+    held-out loss, too."""
+    cells = {cell: rows for cell, rows in cells.items() if cell in FEW}
+    lines = {cell: lines_of(rows) for cell, rows in cells.items()}
+    yield from row_of("", [f"`{cell}`, {over(max(own.values(), key=lambda line: len(line['seeds'])))}"
+                           for cell, own in lines.items()])
+    yield f"|{' --- |' * (1 + len(cells))}"
+    for method in MAIN:
+        yield from row_of(title(method), [score(lines[cell].get(method)) for cell in cells])
+    yield from row_of("data mean", [f"{data_score(rows):.1f}" for rows in cells.values()])
+    for other in MAIN[1:]:
+        yield from row_of(f"LaMo - {title(other)}, score<br>and held-out loss", [
+            "<br>".join(filter(None, (difference(rows, "lamo", other, "score", "+.1f"),
+                                      difference(rows, "lamo", other, "heldout_loss", "+.4f"))))
+            for rows in cells.values()])
+
+
+def title(method):
+    return {"lamo-random": "random weights"}.get(method, name_of(method))
+
+
+def row_of(first, rest):
+    yield f"| {' | '.join([first, *rest])} |"
+
+
+def every_cell(cells):
+    """The table of docs/tasks.md: a row a cell."""
+    yield from row_of("`make`", ["training episodes", "LaMo", "DT", "random weights", "data mean", "over"])
+    yield f"|{' --- |' * 7}"
+    for cell, rows in cells.items():
+        lines = lines_of(rows)
+        yield from row_of(f"`{cell}`", [
+            str(rows[0]["data_episodes"]), *(score(lines.get(method)) for method in MAIN),
+            f"{data_score(rows):.1f}", over(max(lines.values(), key=lambda line: len(line["seeds"])))])
+
+
+def every_method(cells):
+    """The table of docs/methods.md: a row a method, a column a cell."""
+    lines = {cell: lines_of(rows) for cell, rows in cells.items()}
+    yield from row_of("", [f"`{cell}`" for cell in cells])
+    yield f"|{' --- |' * (1 + len(cells))}"
+    for method in METHODS:
+        if any(method in own for own in lines.values()):
+            yield from row_of(f"`{method}`", [score(own.get(method)) for own in lines.values()])
+    yield from row_of("data mean", [f"{data_score(rows):.1f}" for rows in cells.values()])
+
+
+DOCUMENTS = {"README.md": front, "docs/tasks.md": every_cell, "docs/methods.md": every_method}
+
+
+def write(cells):
+    """Fill in the documents, and draw the first cell's figure, whose metadata name the rows it is of."""
+    for name, lines in DOCUMENTS.items():
+        artifacts.fill_document(Path(name), MARKERS, lines(cells))
+    cell = next(iter(cells), None)
+    if cell:
+        rows = [row for row in cells[cell] if row["method"] in MAIN]
+        figure = plot.draw(f"mini/{table_of(cell)}", rows, summarise(rows))
+        about = {"Description": drawn_of(cell), "Software": None}
+        artifacts.write_whole(FIGURE, lambda part: figure.savefig(part, dpi=100, metadata=about))
+
+
+def drawn_of(cell):
+    return f"{shipped_path(cell).name} {seals.sha256(shipped_path(cell))}"
+
+
+def main(args):
+    if args.missing:
+        print(*missing(), sep="\n", end="\n" if any(missing()) else "")
+    if args.take:
+        take()
+    if args.write:
+        write(load())
+
+
+if __name__ == "__main__":
+    main(ARGS)

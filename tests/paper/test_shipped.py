@@ -1,0 +1,157 @@
+"""paper/shipped.py: what is to be run, what of it is shipped, and that the documents say what rows say."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import KIT
+from PIL import Image
+from test_plot import make_rows
+
+from kit import artifacts, settings
+from kit.statistics import summarise
+from paper import grid, shipped
+from tasks import TASKS
+
+CELL = "hopper-medium-0.01"
+LOSS = {"heldout_floor": float("nan"), "train_loss": 0.1, "score_window": 2, "changed": ""}
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """there(method, [a score a seed], ...): results/mini of these runs, each with its record."""
+    monkeypatch.chdir(tmp_path)
+    rows = []
+
+    def runs(method, scores, loss=0.15, code="abc", last=None):
+        last = last or settings.configuration(f"mini/{CELL}/{method}/seed0")["steps"]
+        target = None if method == "bc" else 3600.0
+        for seed, score in enumerate(scores):
+            rows[:] = [row for row in rows if (row["method"], row["seed"]) != (method, seed)]
+            rows.extend(make_rows({last // 2: [score], last: [score - 1, score + 1]}, method, target,
+                                  seed=seed, subset=seed, heldout_loss=loss + seed / 1000, **LOSS))
+            run = f"mini/{CELL}{f'-d{seed}' * (seed > 0)}/{method}/seed{seed}"
+            folder = artifacts.run_folder(run)
+            folder.mkdir(parents=True, exist_ok=True)
+            artifacts.write_json(folder / "config.json", {
+                "profile": "mini", "cell": run.split("/")[1], "method": method, "seed": seed,
+                "data_sha256": f"{seed}" * 64, "code": code, "torch": "2", "numpy": "3", "device": "cpu",
+                "threads": 1})
+        columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
+        path = artifacts.results_path(f"mini/{CELL}-dN")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.write_csv(path, columns, [{name: row.get(name, "") for name in columns} for row in rows])
+        shipped.recorded.cache_clear()
+
+    return runs
+
+
+def run(*words):
+    shipped.main(shipped.OPTIONS.parse_args(words))
+
+
+def missing():
+    return list(shipped.missing())
+
+
+def test_what_is_missing_is_words_for_make(there):
+    before = missing()
+    assert before[0] == f'{CELL} "METHODS=lamo dt lamo-random" "SEEDS=0 1 2 3 4" SUBSETS=seed'
+    assert f'{CELL} "METHODS=wiki bc td3bc iql cql" "SEEDS=0 1 2" SUBSETS=seed' in before
+    for line in before:
+        cell, task = line.split()[0], line.split()[0].rpartition("-")[0]
+        assert cell in settings.cells() and line.endswith("SUBSETS=seed") != cell.endswith("-1")
+        assert "iql" not in line or not TASKS[task].get("discrete")  # which Atari has not
+    there("lamo", [40, 41])
+    there("dt", [30])
+    assert missing() == before  # until they are taken
+    run("--take")
+    assert missing()[:3] == [f'{CELL} "METHODS=lamo" "SEEDS=2 3 4" SUBSETS=seed',
+                             f'{CELL} "METHODS=dt" "SEEDS=1 2 3 4" SUBSETS=seed',
+                             f'{CELL} "METHODS=lamo-random" "SEEDS=0 1 2 3 4" SUBSETS=seed']
+
+
+def test_rows_are_shipped_with_what_made_them_and_stay(there, capsys):
+    there("lamo", [40, 41])
+    run("--take")
+    path = shipped.shipped_path(CELL)
+    assert f"{path}: 6 rows of 2 runs" in capsys.readouterr().out
+    rows = artifacts.read_csv(path, shipped.COLUMNS)
+    assert {(row["seed"], row["code"], row["data_sha256"], row["torch"]) for row in rows} == {
+        ("0", "abc", "0" * 8, "2"), ("1", "abc", "1" * 8, "2")}
+    once = path.read_bytes()
+    run("--take")
+    assert path.read_bytes() == once and not capsys.readouterr().out
+    # another checkout, which has but one of them, made by another commit
+    artifacts.results_path(f"mini/{CELL}-dN").unlink()
+    there("lamo", [45], code="def")
+    there("dt", [30])
+    artifacts.write_csv(artifacts.results_path(f"mini/{CELL}-dN"), shipped.COLUMNS[:-len(shipped.MADE_BY)], [
+        row for row in artifacts.read_csv(artifacts.results_path(f"mini/{CELL}-dN"), ())
+        if row["seed"] == "0"])
+    run("--take")
+    rows = artifacts.read_csv(path, shipped.COLUMNS)
+    assert list(dict.fromkeys((row["method"], row["seed"], row["code"]) for row in rows)) == [
+        ("lamo", "0", "def"), ("lamo", "1", "abc"), ("dt", "0", "abc")]
+    cells, troubles = grid.gather("mini", shipped.FOLDER)
+    line = cells[CELL]["lamo"]
+    assert not troubles and line["records"][0]["code"] == "def" and line["records"][1]["code"] == "abc"
+
+
+def test_runs_of_other_settings_are_not_shipped(there, capsys):
+    there("lamo", [40, 41])
+    there("dt", [30], last=100_000)
+    run("--take")
+    assert {row["method"] for row in artifacts.read_csv(shipped.shipped_path(CELL), shipped.COLUMNS)} == {
+        "lamo"}
+    assert "METHODS=dt lamo-random" in missing()[1]
+
+
+def test_the_documents_tables(there):
+    there("lamo", [40, 44])
+    there("dt", [30, 38], loss=0.17)
+    there("bc", [20])
+    run("--take")
+    cells = shipped.load()
+    front, every, methods = ("\n".join(lines(cells)) for lines in shipped.DOCUMENTS.values())
+    assert f"| LaMo | {shipped.score(summarise(cells[CELL])[0])} |" in front and "[16.8, 67.7]" in front
+    assert "| +8.0 [-17.4, +33.4]<br>-0.0200 [-0.0200, -0.0200] |" in front
+    assert front.startswith(f"|  | `{CELL}`, 2 subsets |")
+    assert "| random weights |  |" in front
+    assert f"| `{CELL}` |" in every and "| 34.2 [-16.6, 85.1] |" in every
+    assert "| `bc` | 20.2 (1 seed) |" in methods and "`cql`" not in methods
+    for name in shipped.DOCUMENTS:
+        artifacts.write_whole(Path(name), lambda part: part.write_text("\n".join(shipped.MARKERS)))
+    run("--write")
+    assert front in Path("README.md").read_text()
+    assert Image.open(shipped.FIGURE).text["Description"] == shipped.drawn_of(CELL)
+
+
+# --- what is shipped ---------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def cells():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(KIT)
+        yield shipped.load()
+
+
+@pytest.mark.parametrize("name", shipped.DOCUMENTS)
+def test_the_documents_are_of_the_shipped_rows(name, cells):
+    text = (KIT / name).read_text()
+    assert artifacts.filled(text, shipped.MARKERS, shipped.DOCUMENTS[name](cells), name) == text, (
+        "make shipped-report")
+
+
+def test_the_figure_is_of_the_shipped_rows(cells, monkeypatch):
+    monkeypatch.chdir(KIT)
+    assert Image.open(shipped.FIGURE).text["Description"] == shipped.drawn_of(next(iter(cells)))
+
+
+def test_every_shipped_row_can_be_traced(cells):
+    assert cells
+    for cell, rows in cells.items():
+        for row in rows:
+            assert row["profile"] == "mini" and "@" in row["data"] and row["torch"] and row["numpy"]
+            assert re.fullmatch("[0-9a-f]{12}", row["code"]), (cell, row["code"])  # of a clean tree
+            assert row["lm"] == "none" or "@" in row["lm"]
