@@ -185,6 +185,7 @@ def check_size(config, name):
     """One line and exit if a configuration claims a model that its weights are not. It is built without
     memory, and draws nothing."""
     try:
+        limits.at_most("it has", config.num_hidden_layers, limits.LAYERS, "layers")  # of the hub's, too
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             claimed = sum(p.numel() for p in from_config(copy.deepcopy(config)).parameters())
         limits.model_size(claimed, locate(name))

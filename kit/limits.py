@@ -10,6 +10,7 @@ sources/hdf5.py's.
 
 import json
 import math
+import mmap
 import os
 import re
 import stat
@@ -176,6 +177,9 @@ def gguf_file(path):
         file.read(4)
         for what in ("tensors", "entries"):
             at_most("its header claims", int.from_bytes(file.read(8), "little"), min(10**5, size), what)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for count in re.finditer(rb"block_count[\x04\x05\x0a\x0b]\0\0\0(.{4})", content, re.DOTALL):
+                at_most("its header claims", int.from_bytes(count[1], "little"), LAYERS, "layers")
 
 
 def adapter_folder(folder):

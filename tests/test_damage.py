@@ -4,7 +4,6 @@ What proves a file is in kit/seals.py; what damages it in tests/damage.py. 100 d
 `make test-long`.
 """
 
-import argparse
 import copy
 import shutil
 from pathlib import Path
@@ -208,9 +207,8 @@ def test_an_adapter(small, name, structured):
 def prepared(name, data):
     """What prepare_data.py leaves on which a finished run stands, with everything that it was made from."""
     def read():
-        words = argparse.Namespace(name=name, data=str(data), subset_seed=None, workers=1, timeout=1.0,
-                                   replace=False, fresh=False)
-        prepare_data.prepare(words)
+        words = [name, "--data", str(data), "--workers", "1", "--timeout", "1"]
+        prepare_data.prepare(prepare_data.OPTIONS.parse_args(words))
         return artifacts.load_arrays(artifacts.dataset_path(name), ())[0]
     read()
     final = artifacts.run_folder(name) / "bc/seed0/final.safetensors"

@@ -357,7 +357,7 @@ def test_a_source_of_ones_own_is_a_file_and_a_word(prepare, monkeypatch):
 
 def test_wrong_names_end_in_one_line(kit):
     for name, said in (("mini/hopper-medium-2", "ratio"), ("mini/hoper-medium-0.1", "hopper-medium"),
-                       ("big/hopper-medium-0.1", "mini, paper"), ("big/text", "mini, paper")):
+                       ("big/hopper-medium-0.1", "mini, paper"), ("big/text", "mini/text")):
         assert said in one_line(kit("prepare_data.py", name, check=False))
 
 

@@ -165,7 +165,8 @@ def test_a_tokenizer_whose_regular_expression_explodes(model):
     (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 1), "its header claims"),
     (b"GGUF" + struct.pack("<IQQ", 3, 1, 2**60), "its header claims"),
     (b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<Q", 2**50), "does not hold"),
-    (b"GGML" * 9, "does not begin with GGUF")])
+    (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + b"llama.block_count" + struct.pack("<II", 4, 10**9),
+     "its header claims 1,000,000,000 layers"), (b"GGML" * 9, "does not begin with GGUF")])
 def test_a_gguf_file_that_is_none(tmp_path, content, said):
     (tmp_path / "x.gguf").write_bytes(content)
     refused(said, load_language_model, str(tmp_path / "x.gguf"), 0.0)

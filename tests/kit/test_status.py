@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+import tasks
 from kit import hours, lock, seals, settings, status
 
 MAKE = {"PROFILE": "mini", "METHODS": "dt bc", "SEEDS": "0 1", "LM": "", "DATA": "", "TEXT": "", "ARGS": "",
@@ -18,6 +19,8 @@ BC = "mini/hopper-medium-0.01/bc/seed"
 def grid(tmp_path, monkeypatch):
     """grid(): what status.grid finds in an empty folder; grid.write(run, files) puts files there."""
     monkeypatch.chdir(tmp_path)
+    alike = {"mini": tasks.TASKS["hopper-medium"]["mini"]}  # whatever each was calibrated to
+    monkeypatch.setitem(tasks.TASKS, "walker2d-medium", tasks.TASKS["walker2d-medium"] | alike)
 
     def look(**more):
         return {run.name: run for run in status.grid(CELLS, MAKE | more)}

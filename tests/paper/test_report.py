@@ -1,6 +1,5 @@
 """paper/: the report's numbers beside those computed here from the CSVs alone, and what is missing."""
 
-import argparse
 import base64
 import collections
 import csv
@@ -31,7 +30,7 @@ def write_report(folder, profile="paper", figures=False):
         patch.chdir(folder)
         if not figures:
             patch.setattr(report, "draw_all", lambda cells, profile: {})
-        failed = report.main(argparse.Namespace(profile=profile))
+        failed = report.main(report.OPTIONS.parse_args([profile]))
     return (folder / f"report/{profile}.html").read_text(), failed
 
 
