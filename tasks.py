@@ -239,6 +239,7 @@ TASKS = {
         "context": 5,
         "player": "reacher2d",
         "trajectories": 50,
+        "mini": CALIBRATED,
     },
     "kitchen-complete": KITCHEN | {
         "dataset": "kitchen-complete-v0",
@@ -309,6 +310,7 @@ METHODS = {
         "mini": {"lr": 3e-4},                 # all its weights train: 1e-3 is unstable, but
         "mini-atari": {"lr": 1e-3},           # on pixels it is not
         "mini-hopper-medium": {"lr": 2e-3},   # nor where it falls
+        "mini-reacher2d-medium": {"lr": 2e-3},
     },
     "wiki": {                                 # Wiki-RL: the LM is fine-tuned whole, with DT's settings
         "train": "all",
@@ -318,6 +320,7 @@ METHODS = {
         "mini": {"lr": 3e-4},
         "mini-atari": {"lr": 1e-3},
         "mini-hopper-medium": {"lr": 1e-3},
+        "mini-reacher2d-medium": {"lr": 1e-3},
     },
     "bc": BASELINE | {
         "update": "bc",
@@ -351,7 +354,7 @@ METHODS = {
     "lamo-linear": {"embeddings": "linear"},
     "lamo-mlp": {"embeddings": "mlp"},        # Hopper's LaMo has linear ones
     "lamo-full": {"train": "all", "mini": {"lr": 3e-4}, "mini-atari": {"lr": 1e-3},
-                  "mini-hopper-medium": {"lr": 1e-3}},
+                  "mini-hopper-medium": {"lr": 1e-3}, "mini-reacher2d-medium": {"lr": 1e-3}},
     "lamo-frozen": {"train": "nothing", "lm_weight": 0.0},  # a frozen LM learns nothing from text
     "lamo-lm0": {"lm_weight": 0.0},
     "lamo-lm0.1": {"lm_weight": 0.1},         # as in run_cotrain.sh

@@ -366,3 +366,9 @@ def test_a_device_that_is_not_here_is_one_line():
     for name in ("cuda:9", "mps" if not torch.backends.mps.is_available() else "cuda:8"):
         with pytest.raises(SystemExit, match=f"there is no device {name} here"):
             pick_device(name)
+
+
+def test_a_part_may_hold_for_a_task_of_one_profile():
+    assert configuration("mini/hopper-medium-0.01/dt/seed0")["lr"] == 2e-3
+    assert configuration("mini/walker2d-medium-0.01/dt/seed0")["lr"] != 2e-3
+    assert configuration("paper/hopper-medium-0.01/dt/seed0")["lr"] == 1e-4

@@ -34,7 +34,7 @@ def searched(tmp_path, monkeypatch):
 
     def search(*more):
         run("reacher2d-medium", "--methods", "lamo", "--csv", "found.csv", "--subsets", 100, 101,
-            "--batch_size", 64, 16, "--context", 5, 1, *more)
+            "--batch_size", 64, 16, "--context", 5, 1, "--lr", 0.002, 0.001, 0.004, *more)
         return artifacts.read_csv(tmp_path / "found.csv", calibrate.COLUMNS)
 
     monkeypatch.setattr(calibrate, "measure", measure)
@@ -48,7 +48,7 @@ def test_one_setting_after_the_other_with_the_best_of_those_before(searched):
     assert tried == [(64, 0.002, 5), (16, 0.002, 5), (16, 0.001, 5), (16, 0.004, 5), (80, 0.001, 1)]
     assert [row["subset"] for row in rows] == ["100", "101"] * 5
     assert searched.asked[0] == ("mini/reacher2d-medium-0.1-d100/lamo/seed100", {
-        "lr": 0.002, "batch_size": 64, "context": 5, "schedule": "constant", "dropout": 0.0, "steps": 1000,
+        "lr": 0.002, "batch_size": 64, "context": 5, "schedule": "cosine", "dropout": 0.0, "steps": 1000,
         "eval_every": 100})
     row = rows[4]
     assert (row["loss"], row["best_step"], row["last_loss"]) == ("0.15", "200", "0.35")
@@ -77,13 +77,13 @@ def test_settings_are_not_chosen_on_reported_subsets_or_by_values(searched):
 
 
 def test_the_table_has_what_was_tried_the_best_first(searched):
-    rows = searched("--steps", 1000)
+    rows = searched("--steps", 600)
     head, line, best, *others = calibrate.table(rows)
     assert {text.count("|") for text in (head, line, best, *others)} == {13} and len(others) == 4
     name = "| `reacher2d-medium` 0.1 | `lamo` |"
-    assert best == f"{name} 80 | 0.001 | 1 | constant | 0.0 | 0.1105 | 166, 166 of 1,000 | 0.3105 | 2 |  |"
+    assert best == f"{name} 80 | 0.001 | 1 | cosine | 0.0 | 0.1105 | 100, 100 of 600 | 0.3105 | 2 |  |"
     now, = (text for text in others if "yes" in text)
-    assert now.startswith(f"{name} 64 | 0.002 | 5 | constant | 0.0 | 1.2505 | 166, 166 of 1,000 |")
+    assert now.startswith(f"{name} 16 | 0.004 | 5 | cosine | 0.0 | 2.1505 | 100, 100 of 600 |")
     Path("page.md").write_text("a\n" + "\n".join(calibrate.MARKERS) + "\nb\n")
     for _ in range(2):
         run("--table", "--csv", "found.csv", "--document", "page.md")
