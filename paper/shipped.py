@@ -38,6 +38,7 @@ FOLDER = Path("results/shipped/mini")
 MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads")  # of a run's config.json
 COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS + MADE_BY
 MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end -->")
+FEWEST = 3  # replications that an interval is printed of: that of two says next to nothing
 FIGURE = Path("docs/hopper-medium-0.01.png")
 
 # What is run, most wanted first: cells, methods, replications.
@@ -143,20 +144,22 @@ def load():
 
 
 def score(line):
-    """"38.0 [36.1, 39.9]" of a line of kit.statistics.summarise; with one seed its mean alone."""
+    """"38.0 [36.1, 39.9]" of a line of kit.statistics.summarise; the mean alone of fewer than FEWEST."""
     if line is None:
         return ""
-    if line["over"] == "episodes":
-        return f"{line['score']:.1f} (1 seed)"
+    if len(line["seeds"]) < FEWEST:
+        return f"{line['score']:.1f} ({over(line)})"
     return f"{line['score']:.1f} [{line['interval'][0]:.1f}, {line['interval'][1]:.1f}]"
 
 
 def difference(rows, first, second, what, form):
-    """The paired difference of two methods with its interval, "" without two replications of both."""
+    """The paired difference of two methods with its interval, alone where fewer than FEWEST have both."""
     pair = paired(*(replications([row for row in rows if row["method"] == method], what)
                     for method in (first, second)))
-    if pair is None or pair.interval is None:
+    if pair is None:
         return ""
+    if len(pair.seeds) < FEWEST:
+        return f"{pair.difference:{form}}"
     return f"{pair.difference:{form}} [{pair.interval[0]:{form}}, {pair.interval[1]:{form}}]"
 
 
