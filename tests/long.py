@@ -62,9 +62,9 @@ FULL = {"damages": 1000, "words": 4000, "strangers": 1, "kills": 40, "disks": 20
 class Stage:
     """A command, in a folder of its own, from what has to be there before; and what it ends in."""
 
-    def __init__(self, name, folder, cold=False):
+    def __init__(self, name, folder):
         before, self.command = STAGES[name]
-        self.name, self.kit = name, make_kit(folder, cold)
+        self.name, self.kit = name, make_kit(folder)
         self.folder, self.kept = folder, folder / "before"
         for stage in before:
             self.kit(*{"data": STAGES["prepare_data.py"][1], "train": STAGES["train.py"][1]}[stage])
@@ -117,11 +117,11 @@ def differing(one, two):
 
 # --- the attacks: each yields (kind, outcome, what was said) --------------------------------------
 
-def of_stages(attack, count, cold=False):
+def of_stages(attack, count):
     """The outcomes of attack(stage, number, random numbers) on each stage, two stages at a time."""
     def of(name):
         with tempfile.TemporaryDirectory(prefix="lamo-long-") as folder:
-            stage, numbers = Stage(name, Path(folder), cold), random.Random(name)
+            stage, numbers = Stage(name, Path(folder)), random.Random(name)
             for number in range(count):
                 stage.reset()
                 found.append(attack(stage, number, numbers))
@@ -147,7 +147,7 @@ def kills(count):
 def disks(count):
     """A disk on which no file can grow beyond a size; then a disk that has room again."""
     def attack(stage, number, numbers):
-        size = int(4_000_000 ** (number / count))
+        size = int(64 * 62_500 ** (number / count))  # a semaphore, which is no disk's, takes 32
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         process = stage.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1])))
         said = process.communicate()[0]
@@ -157,7 +157,7 @@ def disks(count):
             return kind, "traceback" if "Traceback" in said else "silent", f"{lost} {said}"
         outcome, why = stage.again()
         return kind, "refused" if process.returncode and outcome == "harmless" else outcome, why
-    return of_stages(attack, count, cold=True)
+    return of_stages(attack, count)
 
 
 def pairs(count):
