@@ -292,7 +292,7 @@ class Options(argparse.ArgumentParser):
         """In a program, before its packages are imported: one that is not there is one line, too."""
         given = super().parse_args(*words)
         for action in self._actions:  # argparse makes an empty list of --steps=--
-            if action.option_strings and getattr(given, action.dest, None) == [] != action.default:
+            if action.option_strings and getattr(given, action.dest, None) == []:
                 self.error(f"argument {action.option_strings[0]}: expected one argument")
         if not words:
             sys.excepthook = without_package

@@ -31,9 +31,9 @@ OPTIONS.add_argument("--steps", type=settings.number(int, RANGES["steps"]),
 OPTIONS.add_argument("--checkpoints", type=settings.COUNT, default=12, help="at which a training is measured")
 for name, said in (("batch_size", "values to try, here and below"),
                    ("lr", "half, once and twice what it is else"), ("context", None), ("dropout", None)):
-    OPTIONS.add_argument(f"--{name}", nargs="+", help=said, default=[], type=settings.number(
+    OPTIONS.add_argument(f"--{name}", nargs="+", help=said, default=(), type=settings.number(
         type(SEQUENCE.get(name, DEFAULTS.get(name))), RANGES[name]))
-OPTIONS.add_argument("--schedule", nargs="+", choices=CHOICES["schedule"], default=[])
+OPTIONS.add_argument("--schedule", nargs="+", choices=CHOICES["schedule"], default=())
 OPTIONS.add_argument("--csv", type=Path, default=Path("mini/calibration.csv"))
 OPTIONS.add_argument("--document", type=Path, default=Path("docs/calibration.md"))
 OPTIONS.add_argument("--table", action="store_true", help="write the table of what was found")

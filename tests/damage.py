@@ -3,7 +3,7 @@
     attack("eval.csv", path, read, csv_damages)     # damages it DAMAGES times, and looks what comes of it
 
 A damage is refused (one line and exit), harmless (what is read is the same), silent (it is another), or a
-traceback. $DAMAGES says how many a kind, $DAMAGE_TABLE a file to which each kind's counts are added as JSON.
+traceback. $DAMAGES says how many a kind, $ATTACKS a file to which each kind's counts are added as JSON.
 """
 
 import collections
@@ -174,9 +174,14 @@ def attack(kind, path, read, structured=None, share=1):
     once()
     path.write_bytes(whole)
     assert same(read(), expected), "the reader keeps something of what it has read"
-    if table := os.environ.get("DAMAGE_TABLE"):
-        with open(table, "a") as file:
-            print(json.dumps({"kind": kind} | count), file=file)
+    record(f"damaged: {kind}", count)
     assert sum(count.values()) >= DAMAGES // share, count
     for bad in ("silent", "traceback"):
         assert bad not in found, f"{kind}: {count[bad]} {bad}: {found[bad][1]} of {found[bad][0][:2000]}"
+
+
+def record(kind, count):
+    """{outcome: how often}, of a kind of attack, for tests/long.py."""
+    if table := os.environ.get("ATTACKS"):
+        with open(table, "a") as file:
+            print(json.dumps({"kind": kind} | count), file=file)

@@ -6,8 +6,8 @@
 
 An attack is refused (one line, exit code not 0, and what was there is not lost), harmless (the same command
 then ends in the same bytes), silent (in other bytes, or with something left behind), or a traceback. Here
-`kills`, `disks`, `pairs` and `downloads` start processes; `damages` runs tests/test_damage.py. All is of toy
-size.
+`kills`, `disks`, `pairs` and `downloads` start processes; `damages`, `words` (command lines) and `strangers`
+(files) run tests. All is of toy size.
 """
 
 import collections
@@ -52,8 +52,9 @@ STAGES = {
 MARKERS = ("<!-- attacks: begin, of python tests/long.py -->", "<!-- attacks: end -->")
 DOCUMENT = KIT / "docs" / "reliability.md"
 OUTCOMES = ("refused", "harmless", "silent", "traceback")
-# kills: of each stage; disks: sizes a stage; damages: of a kind
-FULL = {"damages": 1000, "kills": 40, "disks": 20, "pairs": 50, "downloads": 20}
+# damages: of a kind; words: at most; kills: of each stage; disks: sizes a stage
+FULL = {"damages": 1000, "words": 4000, "strangers": 1, "kills": 40, "disks": 20, "pairs": 50,
+        "downloads": 20}
 
 
 # --- a stage of toy size -----------------------------------------------------------------------
@@ -61,9 +62,9 @@ FULL = {"damages": 1000, "kills": 40, "disks": 20, "pairs": 50, "downloads": 20}
 class Stage:
     """A command, in a folder of its own, from what has to be there before; and what it ends in."""
 
-    def __init__(self, name, folder, cold=False):
+    def __init__(self, name, folder):
         before, self.command = STAGES[name]
-        self.name, self.kit = name, make_kit(folder, cold)
+        self.name, self.kit = name, make_kit(folder)
         self.folder, self.kept = folder, folder / "before"
         for stage in before:
             self.kit(*{"data": STAGES["prepare_data.py"][1], "train": STAGES["train.py"][1]}[stage])
@@ -116,11 +117,11 @@ def differing(one, two):
 
 # --- the attacks: each yields (kind, outcome, what was said) --------------------------------------
 
-def of_stages(attack, count, cold=False):
+def of_stages(attack, count):
     """The outcomes of attack(stage, number, random numbers) on each stage, two stages at a time."""
     def of(name):
         with tempfile.TemporaryDirectory(prefix="lamo-long-") as folder:
-            stage, numbers = Stage(name, Path(folder), cold), random.Random(name)
+            stage, numbers = Stage(name, Path(folder)), random.Random(name)
             for number in range(count):
                 stage.reset()
                 found.append(attack(stage, number, numbers))
@@ -146,7 +147,7 @@ def kills(count):
 def disks(count):
     """A disk on which no file can grow beyond a size; then a disk that has room again."""
     def attack(stage, number, numbers):
-        size = int(4_000_000 ** (number / count))
+        size = int(64 * 62_500 ** (number / count))  # a semaphore, which is no disk's, takes 32
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         process = stage.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1])))
         said = process.communicate()[0]
@@ -156,7 +157,7 @@ def disks(count):
             return kind, "traceback" if "Traceback" in said else "silent", f"{lost} {said}"
         outcome, why = stage.again()
         return kind, "refused" if process.returncode and outcome == "harmless" else outcome, why
-    return of_stages(attack, count, cold=True)
+    return of_stages(attack, count)
 
 
 def pairs(count):
@@ -175,17 +176,29 @@ def pairs(count):
             yield "two makes at once", outcome, said if outcome != "harmless" else ""
 
 
-def damages(count):
-    """tests/test_damage.py with so many a kind."""
+def of_tests(name, **environment):
+    """What the tests of a file record (tests/damage.py)."""
     with tempfile.TemporaryDirectory(prefix="lamo-long-") as folder:
         table = Path(folder) / "table"
-        subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_damage.py"],
-                       cwd=KIT, env=os.environ | {"DAMAGES": str(count), "DAMAGE_TABLE": str(table)})
+        subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/{name}"],
+                       cwd=KIT, env=os.environ | environment | {"ATTACKS": str(table)})
         for line in table.read_text().splitlines():
             counts = json.loads(line)
             kind = counts.pop("kind")
             for outcome, times in counts.items():
-                yield from [(f"damaged: {kind}", outcome, "")] * times
+                yield from [(kind, outcome, "")] * times
+
+
+def damages(count):
+    return of_tests("test_damage.py", DAMAGES=str(count))
+
+
+def words(count):
+    return of_tests("test_command_lines.py", LINES=str(count))
+
+
+def strangers(_):
+    return of_tests("test_strangers.py", LONG="1")
 
 
 # --- downloads -----------------------------------------------------------------------------------
@@ -254,7 +267,8 @@ def fetched(path, urls, known, whole):
 
 # --- the table -----------------------------------------------------------------------------------
 
-ATTACKS = {"damages": damages, "kills": kills, "disks": disks, "pairs": pairs, "downloads": downloads}
+ATTACKS = {"damages": damages, "words": words, "strangers": strangers, "kills": kills, "disks": disks,
+           "pairs": pairs, "downloads": downloads}
 
 
 HEAD = ["| attacked | tried | refused in one line | harmless | **silent** | traceback |",

@@ -443,12 +443,12 @@ def test_tensorboard_is_only_an_option_of_training(kit):
 
 
 def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
-    kit("make", CELL, SHORT)
+    kit("make", REACHER, SHORT)
     kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*")
             if path.is_file() and path.name not in ("log.txt", "cost.json")}
     for path in kept:
         path.unlink()
-    kit("make", "-j2", CELL, SHORT)
+    kit("make", "-j2", REACHER, SHORT)
     assert {path: path.read_bytes() for path in kept} == kept
 
 

@@ -13,6 +13,7 @@ and CPU seconds that a caller measures are not the stage's: tests of these say `
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -35,8 +36,10 @@ def call(folder, real):
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(f"{folder}/socket")
         theirs, _ = os.pipe()  # the other end is closed when this process ends, however that comes
-        request = json.dumps({"argv": argv, "cwd": os.getcwd(), "environment": dict(os.environ), "ignored": [
-            n for n in PASSED_ON if signal.getsignal(n) == signal.SIG_IGN]}).encode()
+        request = json.dumps({
+            "argv": argv, "cwd": os.getcwd(), "environment": dict(os.environ),
+            "ignored": [n for n in PASSED_ON if signal.getsignal(n) == signal.SIG_IGN],
+            "largest_file": resource.getrlimit(resource.RLIMIT_FSIZE)}).encode()
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
         socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2, theirs])
         server.sendall(request)
@@ -103,6 +106,7 @@ def run(request, streams):
         signal.signal(number, signal.SIG_IGN if number in request["ignored"] else signal.SIG_DFL)
     if signal.SIGINT not in request["ignored"]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, request["largest_file"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
