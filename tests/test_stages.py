@@ -65,7 +65,7 @@ def stages(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_every_task_goes_through_every_stage(stages, task):
     cell = f"mini/{task}-1"
-    every = ("lamo", "dt", "bc") if task in ("qbert-medium", "pong-medium") else EVERY  # Breakout stands for them
+    every = ("lamo", "dt", "bc") if task in ("qbert-medium", "pong-medium") else EVERY  # as Breakout has
     methods = [method for method in every if not settings.missing(task, method)]
     out, tmp_path = stages(cell, methods), stages.folder
 
