@@ -19,6 +19,7 @@ import torch
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ.pop("MAKELEVEL", None)  # a make that a test starts is nobody's sub-make, also under make test
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)              # and this what nohup starts
 
 KIT = Path(__file__).resolve().parent.parent
 
