@@ -57,7 +57,7 @@ from baselines import build_actor
 from kit import runs, video
 from kit.envs import make_env
 from kit.imitation import columns, load_heldout
-from kit.language_models import input_digests
+from kit.language_models import is_another
 from kit.policy import Policy
 from kit.progress import Progress
 from kit.quick import pick_device
@@ -129,8 +129,7 @@ def load_run(run):
              f"of {run} is {env}; it is no run of this kit's")
     another = (f"{run} was trained on {config['lm_id']}, and {config.get('lm')} now is another language "
                "model; put the first one back, or train the run again: --replace, or make ... REPLACE=1")
-    now = input_digests(config | {"adapter": ""}) if config["kind"] == "sequence" else {}
-    if not {*now.values()} <= {*config["inputs"].values()}:
+    if is_another(config):
         fail(another)
     torch.manual_seed(config["seed"])  # as it was built for training, frozen random parts included
     # the checkpoints have all of the LoRA that an adapter started

@@ -112,7 +112,7 @@ def write_whole(path, write):
     """Call write(temporary path), then rename: readers see the old file or the new one, whole. One line and
     exit if the disk is full, or the folder cannot be written; what was there stays."""
     path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = seals.part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)

@@ -85,22 +85,19 @@ def check_place(loader, place, kwargs):
     """One line and exit if a folder or file claims what no language model is, or would have code run."""
     try:
         if place.is_file():
-            limits.gguf_file(place)
             kwargs.pop("use_safetensors", None)
-            return
+            return limits.gguf_file(place)
         limits.model_folder(place)
         if loader is AutoTokenizer:
             limits.tokenizer_folder(place)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         fail(f"{place} does not hold a causal language model that can be used: {first_words(error)}")
-    if loader is AutoModelForCausalLM and not any(place.glob("*.safetensors")) and any(place.glob("*.bin")):
-        if kwargs["use_safetensors"]:
+    if loader is AutoModelForCausalLM:
+        pickled = not any(place.glob("*.safetensors")) and any(place.glob("*.bin"))
+        if pickled and kwargs["use_safetensors"]:
             fail(f"{place} has its weights as .bin, a pickle; --lm_bin (ARGS=) reads the tensors in it and "
                  "nothing else, or convert it to model.safetensors")
-        return
-    kwargs.pop("use_safetensors", None)
-    if loader is AutoModelForCausalLM:
-        kwargs["use_safetensors"] = True
+        kwargs["use_safetensors"] = not pickled
 
 
 def from_disk(loader, place, **kwargs):
@@ -133,7 +130,8 @@ def check_folder(place):
     that ship and those of mini.pretrain have one."""
     try:
         ours = place.parent == Path(__file__).parent.parent / "mini" / "weights"
-        seals.check_list(place, "config.json" if ours else None)
+        if ours:  # without its list it would be anybody's
+            seals.check_list(place, "config.json")
         seals.check_list(place)
     except (OSError, ValueError) as error:
         fail(f"{place} is damaged ({first_words(error)})" + "; restore it with git checkout" * ours)
@@ -256,6 +254,13 @@ def input_digests(config: dict) -> dict:
     if config["adapter"]:
         files += [*weight_files(Path(config["adapter"])), Path(config["adapter"]) / "adapter_config.json"]
     return shape_digests(config) | {os.path.relpath(path): sha256(path) for path in files}
+
+
+def is_another(record: dict) -> bool:
+    """Whether what a run's model started from is not what its record says any more. Its checkpoints have all
+    of an adapter."""
+    now = input_digests(record | {"adapter": ""}) if record["kind"] == "sequence" else {}
+    return not {*now.values()} <= {*record["inputs"].values()}
 
 
 def shape_digests(config: dict) -> dict:

@@ -15,26 +15,35 @@ folders         SHA256SUMS, as sha256sum writes it and checks it: the language m
 A seal is no signature: it finds damage, and edits that nobody declared. Standard library only.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 
 from kit import fail
 
 KEY = "seal"
 LISTED = "SHA256SUMS"
+FORGOTTEN = 3600.0  # seconds without a write
 UNSEALED = (f"it has no {KEY}: it was edited, or another program wrote it; if its content is right, seal it: "
             "python -m kit.seals FILE")
 BROKEN = f"its {KEY} does not match its content"
 
 
+def part_of(path):
+    """Where this process writes a file until it is whole."""
+    return path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.part{path.suffix}")
+
+
 def write_whole(path, text):
     """Whole or not at all, and no more: what is lost with the machine may be."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = part_of(path)
     try:
         part.write_text(text, encoding="utf-8", newline="")
         os.replace(part, path)
@@ -50,13 +59,21 @@ def sha256(path):
 
 
 def remove_leftovers(folder, stem=""):
-    """What writes that were killed left in a folder, of one file or of all, but not what a process of this
-    machine is writing. For whoever holds the lock."""
-    parts = [*Path(folder).glob(f".{stem}*.part*"), *([] if stem else Path(folder).glob(".tmp??????"))]
-    for part in parts:  # NAME.PID.part.SUFFIX, and safetensors' own
-        pid = part.name.rpartition(".part")[0].rpartition(".")[2]
-        if not (pid.isdigit() and int(pid) != os.getpid() and is_alive(int(pid))):
-            part.unlink(missing_ok=True)
+    """What writes that were killed left in a folder, of one file or of all, but not what somebody writes."""
+    for part in Path(folder).glob(f".{stem or '*'}.*.part*"):
+        with contextlib.suppress(FileNotFoundError):
+            if is_left(part):
+                part.unlink()
+    for part in () if stem else Path(folder).glob(".tmp??????"):  # safetensors' own
+        part.unlink(missing_ok=True)
+
+
+def is_left(part):
+    """Whether the process that wrote it is gone: on another host, if it has not written for so long."""
+    place, _, pid = part.name.rpartition(".part")[0].rpartition(".")
+    if place.endswith(f".{socket.gethostname()}") and pid.isdigit():
+        return int(pid) == os.getpid() or not is_alive(int(pid))
+    return time.time() - part.stat().st_mtime > FORGOTTEN
 
 
 def is_alive(pid):

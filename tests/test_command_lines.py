@@ -227,15 +227,13 @@ def test_wrong_words_for_make(place):
     right = {name: "" for name in plan.VARIABLES} | {"PROFILE": "mini", "METHODS": "lamo", "SEEDS": "0"}
     calls = [(["hopper-medium-0.1"], {name: word}) for name, words in MAKE.items() for word in words]
     calls += [([goal], {}) for goal in GOALS] + [(["hopper-medium-0.1"] * 2, {})]
-    accepted = []
     for cells, words in calls:
         for every in (False, True):
             with pytest.raises(SystemExit) as stop:
                 plan.plan(cells, every, right | words)
                 plan.check_places(right | words)
-                accepted.append((cells, words))
             assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
-    assert not accepted and len(calls) > 100
+    assert len(calls) > 100
     with pytest.raises(SystemExit):
         status.grid(["hopper-medium-0.1"], right | {"PROFILE": "mini mini"})
     for words in ([], ["train.py"], ["train.py", "../../x"], ["x", RUN], ["train.py", RUN, "--args", "'"]):

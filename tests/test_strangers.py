@@ -361,7 +361,7 @@ def test_names_of_files_are_no_formulas(tmp_path, capsys, model):
     assert limits.plain_name("a\r\nb\t=c") == "a__b_=c"
 
 
-@pytest.mark.parametrize("name", ["../../../escaped", "mini/../../escaped", "/tmp/escaped", "mini/nonsense",
+@pytest.mark.parametrize("name", ["../../../escaped", "mini/../../escaped", "/escaped", "mini/nonsense",
                                   "mini/hopper-medium-0.1/lamo/../../../../../escaped", "paper/x/y/z", ""])
 def test_a_name_does_not_leave_the_folder(tmp_path, name):
     refused("no profile|no task|is no run", watch.main, ["train.py", name], "")

@@ -128,8 +128,9 @@ def test_the_heart_beats_and_finds_that_it_was_taken_over(tmp_path, monkeypatch)
 def test_whoever_takes_it_removes_what_killed_writes_left(tmp_path):
     leave(tmp_path)
     gone = seals.read_json(tmp_path / "running.json")["pid"]
-    left = [f".eval.1a2b.{gone}.part.csv", ".tmpAb1xYz", f".claim.{os.uname().nodename}.{gone}"]
-    kept = [f".claim.{os.uname().nodename}.{os.getppid()}", f".claim.elsewhere.{gone}", "eval.csv"]
+    host = os.uname().nodename
+    left = [f".eval.1a2b.{host}.{gone}.part.csv", ".tmpAb1xYz", f".claim.{host}.{gone}"]
+    kept = [f".claim.{host}.{os.getppid()}", f".claim.elsewhere.{gone}", "eval.csv"]
     for name in left + kept:
         (tmp_path / name).touch()
     with lock.held("a/run", tmp_path, "training"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -117,12 +118,18 @@ def test_leftovers_go_but_not_what_somebody_writes(tmp_path):
     alive, own = os.getppid(), os.getpid()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left = [f".eval.1a2b.{dead.pid}.part.csv", f".final.{own}.part.safetensors", ".tmpAb1xYz",
-            ".old.part.npz"]
-    kept = [f".eval.{alive}.part.csv", "eval.csv", ".claim.host.7"]
+    host = socket.gethostname()
+    left = [f".eval.1a2b.{host}.{dead.pid}.part.csv", f".final.{host}.{own}.part.safetensors", ".tmpAb1xYz",
+            f".final.elsewhere.{dead.pid}.part.npz"]
+    # what another host writes, too: nobody here can ask for its processes
+    kept = [f".eval.{host}.{alive}.part.csv", "eval.csv", ".claim.host.7",
+            f".eval.elsewhere.{dead.pid}.part.csv", f".final-d1.elsewhere.{dead.pid}.part.npz"]
     for name in left + kept:
         (tmp_path / name).touch()
+    os.utime(tmp_path / left[3], (0, 0))
+    (tmp_path / f".final-d1.{host}.{dead.pid}.part.npz").touch()  # another cell's
     seals.remove_leftovers(tmp_path, "final")
-    assert not (tmp_path / left[1]).exists() and (tmp_path / left[0]).exists()
+    assert not [name for name in (left[1], left[3]) if (tmp_path / name).exists()]
+    assert (tmp_path / left[0]).exists() and (tmp_path / f".final-d1.{host}.{dead.pid}.part.npz").exists()
     seals.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
