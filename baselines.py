@@ -61,7 +61,7 @@ def transitions(data, config):
     mean, std = np.zeros(0, np.float32), np.zeros(0, np.float32)
     if not config["pixels"]:
         mean = states.mean(0, dtype=np.float64).astype(np.float32)
-        std = (states.std(0, dtype=np.float64) + 1e-3).astype(np.float32)
+        std = np.maximum(states.std(0, dtype=np.float64) + 1e-3, config["least_std"]).astype(np.float32)
         states, last = (states - mean) / std, (last - mean) / std
     kept = np.ones(len(rewards), bool)
     kept[data["offsets"][1:] - 1] = np.isfinite(last).reshape(len(last), -1).all(1)

@@ -209,10 +209,11 @@ def build_model(config: dict) -> DecisionTransformer:
                                 config["embeddings"], pixels, squash_logits=config["released"],
                                 bf16=config["dtype"] == "bfloat16")
     quicken(model)
-    if config["quick_init"] and pixels:
-        # PyTorch's defaults let a state's embedding vanish beside its timestep's, of variance 1.
-        for layer in model.embed_state[0].layers:
+    if config["quick_init"]:
+        # PyTorch's default of variance 1 makes each timestep a strong mark by which few episodes are learnt by
+        # heart, and beside which a new CNN's output vanishes (authors: nn.Embedding's and nn.Conv2d's defaults).
+        nn.init.normal_(model.embed_timestep.weight, std=0.02)
+        for layer in model.embed_state[0].layers if pixels else ():
             if hasattr(layer, "weight"):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-        nn.init.normal_(model.embed_timestep.weight, std=0.02)
     return model

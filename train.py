@@ -58,8 +58,8 @@ def training_arrays(data, config, known=None):
         returns_to_go -= rewards / config["return_scale"]
     states, mean, std = data["observations"], np.zeros(0, np.float32), np.zeros(0, np.float32)
     if not config["pixels"]:
-        mean, std = known or (states.mean(0, dtype=np.float64).astype(np.float32),
-                              (states.std(0, dtype=np.float64) + 1e-6).astype(np.float32))
+        mean, std = known or (states.mean(0, dtype=np.float64).astype(np.float32), np.maximum(
+            states.std(0, dtype=np.float64) + 1e-6, config["least_std"]).astype(np.float32))
         states = (states - mean) / std
     arrays = {
         "states": torch.from_numpy(states),

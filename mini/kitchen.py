@@ -24,7 +24,7 @@ OPEN, CLOSED = 1.0, -1.0  # actions of the fingers
 # them. Theirs turn knobs and open the hinge cabinet besides; ours stop short.
 KITCHEN_PLANS = ("ks kls kls ks kls ms mls mk mks mks mkls mk "
                  "mkl m ms ls kl k kl mls mkl mls ml ml").split()
-NOISE = 0.1  # standard deviation of what is added to the arm's actions
+NOISE = 0.2  # standard deviation of what is added to the arm's actions; with 0.3 most demonstrations fail
 # Frames of the hand, (3, 3) with its axes as columns: y is the fingers' opening, z where they point.
 AHEAD = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
 DOOR = np.array([[0, 0.955, -0.295], [0, 0.295, 0.955], [1, 0, 0]])  # the microwave stands askew

@@ -13,10 +13,14 @@ def test_a_server_that_sends_other_bytes_would_be_found_out(tmp_path, monkeypatc
     assert long.fetched(tmp_path / "x", ["http://x"], "", "")[0] == "silent"
 
 
-def test_a_stage_that_is_killed_ends_in_the_same_bytes(monkeypatch):
-    monkeypatch.setattr(long, "STAGES", {name: long.STAGES[name] for name in ("train.py", "prepare_data.py")})
-    found = long.kills(2)
-    assert len(found) == 4 and {outcome for _, outcome, _ in found} == {"harmless"}, found
+def test_a_stage_that_is_killed_ends_in_the_same_bytes():
+    found = long.kills(4)
+    assert len(found) == 4 * len(long.STAGES) and {outcome for _, outcome, _ in found} == {"harmless"}, found
+
+
+def test_two_makes_of_one_cell_end_in_the_same_bytes():
+    found = [*long.pairs(5)]
+    assert len(found) == 5 and {outcome for _, outcome, _ in found} == {"harmless"}, found
 
 
 def test_the_table_counts_and_stands_between_its_markers(tmp_path, monkeypatch):
