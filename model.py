@@ -210,8 +210,8 @@ def build_model(config: dict) -> DecisionTransformer:
                                 bf16=config["dtype"] == "bfloat16")
     quicken(model)
     if config["quick_init"]:
-        # PyTorch's default of variance 1 makes each timestep a strong mark by which few episodes are learnt by
-        # heart, and beside which a new CNN's output vanishes (authors: nn.Embedding's and nn.Conv2d's defaults).
+        # PyTorch's default of variance 1, which the authors keep, makes each timestep a strong mark, by which
+        # few episodes are learnt by heart, and beside which the output of a new CNN vanishes.
         nn.init.normal_(model.embed_timestep.weight, std=0.02)
         for layer in model.embed_state[0].layers if pixels else ():
             if hasattr(layer, "weight"):

@@ -95,7 +95,8 @@ BASELINE = {
 
 # What a setting may be where a number has a range; its type is that of its default. [ and ] belong to it.
 RANGES = {
-    "least_std": "[0, 1e6]", "batch_size": "[1, 1e5]", "steps": "[1, 1e7)", "lr": "(0, 10]", "eval_every": "[1, 1e9]",
+    "least_std": "[0, 1e6]",
+    "batch_size": "[1, 1e5]", "steps": "[1, 1e7)", "lr": "(0, 10]", "eval_every": "[1, 1e9]",
     "score_window": "[1, 1e6]", "episodes": "[1, 1e5]", "at_once": "[1, 1e4]", "log_every": "[1, 1e9]",
     "state_every": "[0, 1e6]", "lm_layers": "[0, 1000]", "lora_rank": "[1, 4096]", "lora_alpha": "(0, 1e6]",
     "dropout": "[0, 1)", "context": "[1, 1e5]", "warmup": "[0, 1e9]", "weight_decay": "[0, 10]",
@@ -117,31 +118,22 @@ CHOICES = {
     "lora": ("loralib", "peft"), "schedule": ("constant", "cosine"),
 }
 
-# What the mini profile changes, whatever the task: few steps at a large learning rate, and no dropout,
-# which a few hundred steps do not need and which takes nearly half of a step's time on two CPU cores.
+# What the mini profile changes, whatever the task (docs/calibration.md): small batches, of which a step takes
+# a quarter of the time, few of them at a large rate that falls, so that the last checkpoint is about the
+# best, and no dropout, which takes nearly half of a step's time on two CPU cores. DT's rate stands with DT.
 MINI = {
     "lm": "mini",
     "quick_init": True,
     "dropout": 0.0,
-    "steps": 500,
-    "warmup": 50,
-    "lr": 2e-3,
-    "lm_block": 256,           # the mini LM's context
-    "eval_every": 100,
-    "score_window": 3,
-    "log_every": 25,
-}
-
-# The same for the tasks whose settings were chosen by held-out loss (docs/calibration.md): small batches, of
-# which a step takes a quarter of the time, and a rate that falls, so that the last checkpoint is about the
-# best. DT's rate stands with DT.
-CALIBRATED = {
     "batch_size": 16,
+    "steps": 1_200,
+    "warmup": 50,
     "lr": 4e-3,
     "schedule": "cosine",
-    "steps": 600,
-    "eval_every": 200,
+    "lm_block": 256,           # the mini LM's context
+    "eval_every": 400,
     "score_window": 2,
+    "log_every": 25,
 }
 
 # What the three MuJoCo tasks share. ratios: the cells of the paper's tables.
@@ -163,8 +155,8 @@ KITCHEN = {
     "target_returns": (5.0, 4.0),
     "lm_weight": 0.1,                         # the only tasks it helps on, appendix p. 17
     "at_once": 10,                            # an environment takes 100 MB
-    # a joint that hardly moves is observed with noise of 0.01 and less, which must not count like the arm's ways
-    "mini": {"least_std": 0.05, "episodes": 10, "eval_every": 125, "score_window": 2},
+    # what hardly moves is observed with noise of less than 0.01, which must not count like the arm's ways
+    "mini": {"least_std": 0.05, "episodes": 10, "steps": 800},
 }
 
 # What the authors' Atari code shares: experiment-atari, cfgs/ and model.py.
@@ -189,7 +181,7 @@ ATARI = {
     "lora_alpha": 32,
     "episodes": 5,
     "mini": {"batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 150,
-             "score_window": 2, "player_horizon": 10_000},       # whole games of Pong
+             "player_horizon": 10_000},       # whole games of Pong
 }
 
 # A dict inside a row holds only where its name says: a suite ("atari"), a task ("hopper-medium"), a profile
@@ -205,7 +197,7 @@ TASKS = {
         "action_dim": 3,
         "target_returns": (3600.0, 1800.0),
         "embeddings": "linear",               # appendix p. 17 and run_hopper.sh
-        "mini": CALIBRATED | {"player": "hopper", "trajectories": 2186},
+        "mini": {"player": "hopper", "trajectories": 2186},
     },
     "halfcheetah-medium": MUJOCO | {
         "env": "HalfCheetah-v4",
@@ -224,7 +216,7 @@ TASKS = {
         "state_dim": 17,
         "action_dim": 6,
         "target_returns": (5000.0, 2500.0),
-        "mini": {"player": "walker2d", "trajectories": 1190},
+        "mini": {"player": "walker2d", "trajectories": 1190, "steps": 900, "eval_every": 300},
     },
     "reacher2d-medium": {
         # The authors' dataset is not public, so both profiles play one: 50 episodes of mean return 36.
@@ -241,7 +233,7 @@ TASKS = {
         "context": 5,
         "player": "reacher2d",
         "trajectories": 50,
-        "mini": CALIBRATED,
+        "mini": {"steps": 4_000, "eval_every": 1_000},
     },
     "kitchen-complete": KITCHEN | {
         "dataset": "kitchen-complete-v0",
@@ -309,20 +301,15 @@ METHODS = {
         "adam_eps": 1e-8,                     # the released code's optimiser when nothing is pre-trained
         "lm_weight": 0.0,
         "atari": {"lr": 3e-4},                # figure 11
-        "mini": {"lr": 3e-4},                 # all its weights train: 1e-3 is unstable, but
-        "mini-atari": {"lr": 1e-3},           # on pixels it is not
-        "mini-hopper-medium": {"lr": 2e-3},   # nor where it falls
-        "mini-reacher2d-medium": {"lr": 2e-3},
+        "mini": {"lr": 2e-3},
+        "mini-atari": {"lr": 1e-3},
     },
     "wiki": {                                 # Wiki-RL: the LM is fine-tuned whole, with DT's settings
         "train": "all",
         "embeddings": "linear",
         "weight_decay": 1e-4,
         "lm_weight": 0.0,
-        "mini": {"lr": 3e-4},
-        "mini-atari": {"lr": 1e-3},
-        "mini-hopper-medium": {"lr": 1e-3},
-        "mini-reacher2d-medium": {"lr": 1e-3},
+        "mini": {"lr": 1e-3},
     },
     "bc": BASELINE | {
         "update": "bc",
@@ -355,8 +342,7 @@ METHODS = {
     "lamo-markov": {"lm": None, "mini": {"lm": "mini-markov"}},  # not the paper's: Wang et al., 2310.00771
     "lamo-linear": {"embeddings": "linear"},
     "lamo-mlp": {"embeddings": "mlp"},        # Hopper's LaMo has linear ones
-    "lamo-full": {"train": "all", "mini": {"lr": 3e-4}, "mini-atari": {"lr": 1e-3},
-                  "mini-hopper-medium": {"lr": 1e-3}, "mini-reacher2d-medium": {"lr": 1e-3}},
+    "lamo-full": {"train": "all", "mini": {"lr": 1e-3}},
     "lamo-frozen": {"train": "nothing", "lm_weight": 0.0},  # a frozen LM learns nothing from text
     "lamo-lm0": {"lm_weight": 0.0},
     "lamo-lm0.1": {"lm_weight": 0.1},         # as in run_cotrain.sh

@@ -34,6 +34,8 @@ for name, said in (("batch_size", "values to try, here and below"),
     OPTIONS.add_argument(f"--{name}", nargs="+", help=said, default=(), type=settings.number(
         type(SEQUENCE.get(name, DEFAULTS.get(name))), RANGES[name]))
 OPTIONS.add_argument("--schedule", nargs="+", choices=CHOICES["schedule"], default=())
+OPTIONS.add_argument("--quick_init", nargs="+", choices=(True, False), default=(),
+                     type={"True": True, "False": False}.get)
 OPTIONS.add_argument("--csv", type=Path, default=Path("mini/calibration.csv"))
 OPTIONS.add_argument("--document", type=Path, default=Path("docs/calibration.md"))
 OPTIONS.add_argument("--table", action="store_true", help="write the table of what was found")
@@ -57,7 +59,7 @@ from kit.imitation import heldout_loss, imitates, load_heldout, training_loss
 from sources.download import locked
 
 FIRST = 100  # subsets below are for numbers that are reported
-SEARCH = ("batch_size", "lr", "context", "schedule", "dropout")
+SEARCH = ("batch_size", "lr", "context", "schedule", "dropout", "quick_init")
 KEY = ("task", "ratio", "method", *SEARCH, "steps", "checkpoints", "subset")
 COLUMNS = (*KEY, "lm", "loss", "best_step", "last_loss", "train_loss", "seconds", "heldout_data", "code",
            "curve")
@@ -158,7 +160,7 @@ def rows_of(path):
 def table(rows):
     """Lines of Markdown: for each task, ratio and method what was tried, the best first."""
     head = ("task, ratio", "method", "batch", "learning rate", "context", "schedule", "dropout",
-            "held-out loss", "lowest at step", "at the last step", "subsets", "in `tasks.py`")
+            "`quick_init`", "held-out loss", "lowest at step", "at the last step", "subsets", "in `tasks.py`")
     yield f"| {' | '.join(head)} |"
     yield f"|{' --- |' * len(head)}"
     for (task, ratio, method), group in grouped(rows, ("task", "ratio", "method")):

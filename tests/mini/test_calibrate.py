@@ -48,8 +48,8 @@ def test_one_setting_after_the_other_with_the_best_of_those_before(searched):
     assert tried == [(64, 0.002, 5), (16, 0.002, 5), (16, 0.001, 5), (16, 0.004, 5), (80, 0.001, 1)]
     assert [row["subset"] for row in rows] == ["100", "101"] * 5
     assert searched.asked[0] == ("mini/reacher2d-medium-0.1-d100/lamo/seed100", {
-        "lr": 0.002, "batch_size": 64, "context": 5, "schedule": "cosine", "dropout": 0.0, "steps": 1000,
-        "eval_every": 100})
+        "lr": 0.002, "batch_size": 64, "context": 5, "schedule": "cosine", "dropout": 0.0, "quick_init": True,
+        "steps": 1000, "eval_every": 100})
     row = rows[4]
     assert (row["loss"], row["best_step"], row["last_loss"]) == ("0.15", "200", "0.35")
     assert row["curve"] == "100:0.65 200:0.15 300:0.35" and row["heldout_data"] == "d"
@@ -79,11 +79,11 @@ def test_settings_are_not_chosen_on_reported_subsets_or_by_values(searched):
 def test_the_table_has_what_was_tried_the_best_first(searched):
     rows = searched("--steps", 600)
     head, line, best, *others = calibrate.table(rows)
-    assert {text.count("|") for text in (head, line, best, *others)} == {13} and len(others) == 4
+    assert {text.count("|") for text in (head, line, best, *others)} == {14} and len(others) == 4
     name = "| `reacher2d-medium` 0.1 | `lamo` |"
-    assert best == f"{name} 80 | 0.001 | 1 | cosine | 0.0 | 0.1105 | 100, 100 of 600 | 0.3105 | 2 |  |"
+    assert best == f"{name} 80 | 0.001 | 1 | cosine | 0.0 | True | 0.1105 | 100, 100 of 600 | 0.3105 | 2 |  |"
     now, = (text for text in others if "yes" in text)
-    assert now.startswith(f"{name} 16 | 0.004 | 5 | cosine | 0.0 | 2.1505 | 100, 100 of 600 |")
+    assert now.startswith(f"{name} 16 | 0.004 | 5 | cosine | 0.0 | True | 2.1505 | 100, 100 of 600 |")
     Path("page.md").write_text("a\n" + "\n".join(calibrate.MARKERS) + "\nb\n")
     for _ in range(2):
         run("--table", "--csv", "found.csv", "--document", "page.md")
