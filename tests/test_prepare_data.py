@@ -306,7 +306,7 @@ def stopped(prepare, monkeypatch, log, number, *, group):
         try:
             os.setsid()
             os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT), 2)
-            monkeypatch.setattr(players, "play_episode", logged(log, 3, lambda: time.sleep(60)))
+            monkeypatch.setattr(players, "play_episode", logged(log, 3, lambda: time.sleep(600)))
             monkeypatch.setattr(played, "tqdm", Bar)
             signals.catch()
             prepare(f"mini/{REACHER}")
@@ -316,12 +316,13 @@ def stopped(prepare, monkeypatch, log, number, *, group):
         assert os.waitpid(process, os.WNOHANG) == (0, 0), Path("said").read_text()
         time.sleep(0.01)
     (os.killpg if group else os.kill)(process, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    with pytest.raises(ProcessLookupError):  # nobody is left behind
-        for _ in range(500):
+    status = (0, 0)
+    with pytest.raises(ProcessLookupError):  # nobody is left behind, and nobody waits for the fourth
+        for _ in range(3000):
+            status = os.waitpid(process, os.WNOHANG) if status == (0, 0) else status
             os.killpg(process, 0)
             time.sleep(0.01)
-    return code, Path("said").read_text()
+    return os.waitstatus_to_exitcode(status[1]), Path("said").read_text()
 
 
 @pytest.mark.parametrize("number, code, group, count", [
