@@ -12,12 +12,16 @@ writes  data/PROFILE/CELL.npz, E whole episodes as flat arrays (kit.artifacts.lo
         their provenance: source and SHA-256, subset seed, chosen episodes, returns, and `made_from`, all that
         the arrays depend on
         data/PROFILE/*-heldout.npz, episodes that no run trains on (sources/heldout.py)
+        data/PROFILE/*.played/, episodes of a file that is being played, until it is there
         data/PROFILE/text-TOKENIZER.npz, tokens (T,), named by the tokenizer's digest
 
 The same command again leaves a file alone. If what it would be made from has changed, it is made anew, but
 arrays that finished runs were trained on are replaced by others only with --replace. Without --data or
 --text a file is kept whatever it was made from, so that a forgotten word costs nothing. Code is not compared:
 --fresh makes a cell's file anew.
+
+What is played is kept as it goes: a call that was stopped or killed goes on at the episodes that it had
+reached, and ends in the same bytes. With --fresh it plays all of them.
 """
 
 import os
@@ -73,6 +77,7 @@ def prepare(args):
         differs = differences(old.get("made_from"), made_from)
         if old and not differs and not args.fresh:
             print(f"{path} is up to date, from {old['data']}{', which was given' if old['given'] else ''}")
+            played.forget(path)
             heldout.keep(config, source, args)
             return
         if unseen and old.get("given"):
@@ -86,6 +91,7 @@ def prepare(args):
         provenance = describe(config, episodes, args) | {
             "made_from": made_from, "given": bool(args.data) and source is not played}
         save_arrays(path, provenance, episodes.arrays, compress=config["pixels"])
+        played.forget(path)
         heldout.keep(config, source, args, episodes)
     print(summary(path, provenance))
 

@@ -4,6 +4,8 @@ in one line.
 
     data/PROFILE/CELL.npz               a cell's episodes: load_dataset says which arrays
     data/PROFILE/*-heldout.npz          episodes that no run trains on (sources/heldout.py)
+    data/PROFILE/*.played/N.npz         episodes of a file that is being played, until it is there; N is their
+                                        lowest number (sources/played.py)
     data/PROFILE/text-TOKENIZER.npz     tokens (T,) for the language loss, by the tokenizer's digest
     runs/PROFILE/CELL/METHOD/seedN/
         config.json                     the whole configuration, and what the run was made from, by digest
@@ -62,6 +64,11 @@ def dataset_path(cell):
 def heldout_path(name):
     """Of "PROFILE/TASK" or "PROFILE/CELL": episodes beside the cell's own."""
     return Path("data") / f"{name}-heldout.npz"
+
+
+def played_folder(path):
+    """Of a data file: what is played of it so far."""
+    return Path(path).with_suffix(".played")
 
 
 def text_path(profile, digest):
@@ -280,20 +287,25 @@ def load_arrays(path, wanted):
     """(arrays, provenance) of a file save_arrays wrote; one line and exit if it is not there or damaged."""
     name = f"{Path(path).parent.name}/{Path(path).stem}"
     try:
-        limits.arrays_file(path)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name != "provenance"}
-            provenance = seals.parse_json(str(file["provenance"]))
-        if missing := set(wanted) - set(arrays):
-            raise ValueError(f"it has no {', '.join(sorted(missing))}")
-        if provenance["sha256"] != arrays_digest(arrays):
-            raise ValueError("its SHA-256 does not match its content")
-        return arrays, provenance
+        return read_arrays(path, wanted)
     except FileNotFoundError:
         hint = f"{name.split('/')[0]}/text --lm LM" if "/text-" in name else name
         fail(f"{path} is not there; make it with: python prepare_data.py {hint}")
     except Exception as error:  # a damaged zip raises one of seven types (BadZipFile, zlib.error, ...)
         fail(f"{path} is damaged ({type(error).__name__}: {first_words(error)}); delete it and make it again")
+
+
+def read_arrays(path, wanted):
+    """As load_arrays, but an exception of one of many types if it is damaged."""
+    limits.arrays_file(path)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name != "provenance"}
+        provenance = seals.parse_json(str(file["provenance"]))
+    if missing := set(wanted) - set(arrays):
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    if provenance["sha256"] != arrays_digest(arrays):
+        raise ValueError("its SHA-256 does not match its content")
+    return arrays, provenance
 
 
 def load_provenance(path):

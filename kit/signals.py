@@ -90,9 +90,13 @@ def held():
         leave("nothing is half written")
 
 
-def leave(kept):
-    """End the program with a line that says what was kept."""
+def leave(kept, at_once=False):
+    """End the program with a line that says what was kept; at once: with the processes that it forked,
+    whatever they are at."""
     say(kept)
+    if at_once:
+        sys.stdout.flush()
+        os._exit(128 + first)
     sys.exit(128 + first)
 
 

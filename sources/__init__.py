@@ -18,7 +18,8 @@ A source of episodes has three names, and a new one needs no more:
 
 config     kit.settings.configuration of any run of the cell
 where      the user's DATA=: a file, a folder or a URL; "" for the source's own
-options    subset_seed, workers (processes that roll out), timeout (seconds to wait for a server)
+options    subset_seed, workers (processes that roll out), timeout (seconds to wait for a server), fresh
+           (without what an earlier call has played)
 """
 
 from typing import NamedTuple

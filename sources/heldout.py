@@ -33,15 +33,16 @@ def keep(config, source, options, found=None):
 def keep_of_player(config, options):
     """The task's file, unless it is there, of the same player and environment, and --fresh is not given."""
     path = heldout_path(f"{config['profile']}/{config['task']}")
-    made_from = {name: config[name] for name in played.SETTINGS if name in config and name != "trajectories"}
-    made_from |= {"sha256": played.digest(config, "", options), "episodes": sources.HELDOUT}
+    made_from = played.made_from(config, options) | {"episodes": sources.HELDOUT}
     with locked(path):
         remove_leftovers(path.parent, path.stem)
         if path.exists() and not options.fresh and load_provenance(path).get("made_from") == made_from:
+            played.forget(path)
             return
-        found = played.numbered(config, options, np.arange(FIRST, FIRST + sources.HELDOUT))
+        found = played.numbered(config, options, np.arange(FIRST, FIRST + sources.HELDOUT), path)
         save(path, config, found, found.chosen, found.arrays, made_from=made_from,
              floor_loss=floor_of(config, found.arrays))
+        played.forget(path)
 
 
 def keep_of_file(config, episodes):

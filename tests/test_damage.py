@@ -16,13 +16,14 @@ from damage import attack, csv_damages, json_damages
 from toy import FOLDER, Killed, killed, train
 
 import prepare_data
-from kit import artifacts, plan, seals, settings
+from kit import artifacts, fail, plan, seals, settings
 from kit.adapters import export_peft, import_peft
 from kit.gathering import collect, episodes_of, load_rows, of_run
 from kit.language_models import check_folder, input_digests, is_another, load_language_model
 from kit.results import load_results
 from lora import add_lora, train_only_lora
 from mini import players
+from sources.played import load_episodes, save_episodes
 from tasks import LANGUAGE_MODELS
 
 CELL = "paper/hopper-medium-0.1"
@@ -61,6 +62,19 @@ def test_provenance_in_a_sound_container(here):
         np.savez(path, provenance=np.array(text.read_text(errors="replace")), **arrays)
         return artifacts.load_dataset(path)
     attack("dataset, text (npz)", text, read, json_damages, share=2)
+
+
+def test_episodes_that_are_kept_until_all_are_played(here):
+    """They are played again."""
+    rng = np.random.default_rng(0)
+    save_episodes(here, {"player": "a"}, {number: (
+        rng.normal(size=(length, 3)), rng.normal(size=(length, 2)), np.ones(length), np.zeros(length, bool),
+        np.zeros((1, 3))) for number, length in ((7, 20), (4, 30))})
+
+    def read():
+        return load_episodes(here, {"player": "a"}) or fail("its episodes are played again")
+    assert {number: len(columns[0]) for number, columns in read().items()} == {7: 20, 4: 30}
+    attack("played episodes (npz)", here / "4.npz", read)
 
 
 def test_a_checkpoint(here):

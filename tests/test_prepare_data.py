@@ -3,22 +3,29 @@
 import functools
 import http.server
 import json
+import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import d4rl_arrays, one_line, replay_arrays, write_d4rl, write_replay
+from tqdm import tqdm
 
 import prepare_data
+import sources
 import tasks
-from kit import seals
+from kit import seals, signals
 from kit.artifacts import arrays_digest, load_arrays, load_dataset, load_provenance
 from mini import players
-from sources import Episodes, episode_returns, take_episodes
+from sources import Episodes, choose, episode_returns, played, take_episodes
 
 REACHER = "reacher2d-medium-0.1"
 
@@ -229,6 +236,225 @@ def test_two_that_start_together_make_it_once(kit):
     assert sorted("10 of 2,186 episodes" in out for out in said) == [False, True]
     assert {path.name for path in (kit.folder / "data/mini").iterdir()} == {
         "hopper-medium-0.005.npz", "hopper-medium-heldout.npz"}
+
+
+# --- stopped or killed, and asked again --------------------------------------------------------
+
+@pytest.fixture
+def log(prepare, monkeypatch):
+    """Where each episode's number is written when it is played; the held-out ones are two."""
+    monkeypatch.setattr(sources, "HELDOUT", 2)
+    monkeypatch.setattr(players, "play_episode", logged(prepare.folder / "log"))
+    (prepare.folder / "log").touch()
+    return prepare.folder / "log"
+
+
+def logged(log, until=None, then=None, play=players.play_episode):
+    """play_episode, which has `then` called in place of the episode behind the first `until`."""
+    def play_logged(config, number):
+        if len(log.read_text().split()) == until:
+            then()
+        with open(log, "a") as file:
+            print(number, file=file)
+        return play(config, number)
+    return play_logged
+
+
+def numbers(log):
+    """Of the episodes that were played since this was asked last."""
+    found = [*map(int, log.read_text().split())]
+    log.write_text("")
+    return found
+
+
+def made(prepare, log, *words):
+    """{file: bytes} that a call ends in, with all episodes played; nothing is left of it."""
+    prepare(*words)
+    found = files(prepare.folder)
+    shutil.rmtree(prepare.folder / "data")
+    numbers(log)
+    return found
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("data/**/*") if path.is_file()}
+
+
+def broken(prepare, monkeypatch, log, until, *words):
+    """Let a call end in an error behind so many episodes, each of which is kept in a file of its own. Returns
+    their numbers."""
+    with monkeypatch.context() as patched:
+        patched.setattr(players, "play_episode", logged(log, until, lambda: 1 / 0))
+        patched.setattr(played, "SAVE_EVERY", 0.0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(*words)
+    return numbers(log)
+
+
+def kept(folder, name=REACHER):
+    return sorted((folder / f"data/mini/{name}.played").glob("*"))
+
+
+def stopped(prepare, monkeypatch, log, number, *, group):
+    """(exit code, what it said) of a call that gets a signal while it plays the fourth of five episodes."""
+    class Bar(tqdm):
+        def update(self, n=1):
+            open("ended", "a").write("x")
+
+    process = os.fork()
+    if process == 0:
+        try:
+            os.setsid()
+            os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT), 2)
+            monkeypatch.setattr(players, "play_episode", logged(log, 3, lambda: time.sleep(600)))
+            monkeypatch.setattr(played, "tqdm", Bar)
+            signals.catch()
+            prepare(f"mini/{REACHER}")
+        finally:
+            os._exit(99)
+    while not Path("ended").exists() or len(Path("ended").read_text()) < 3:
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), Path("said").read_text()
+        time.sleep(0.01)
+    (os.killpg if group else os.kill)(process, number)
+    status = (0, 0)
+    with pytest.raises(ProcessLookupError):  # nobody is left behind, and nobody waits for the fourth
+        for _ in range(3000):
+            status = os.waitpid(process, os.WNOHANG) if status == (0, 0) else status
+            os.killpg(process, 0)
+            time.sleep(0.01)
+    return os.waitstatus_to_exitcode(status[1]), Path("said").read_text()
+
+
+@pytest.mark.parametrize("number, code, group, count", [
+    (signal.SIGKILL, -9, True, 1), (signal.SIGTERM, 143, False, 3), (signal.SIGINT, 130, True, 3)])
+def test_a_stopped_call_goes_on_at_its_episodes(prepare, monkeypatch, log, number, code, group, count):
+    """kill -9 leaves those that were written, a signal all that have ended, in one more file."""
+    once = made(prepare, log, f"mini/{REACHER}")
+    found, said = stopped(prepare, monkeypatch, log, number, group=group)
+    first, bars = numbers(log), []
+    assert found == code and len(first) == 3 and len(kept(prepare.folder)) == (1 if count == 1 else 2)
+    assert said == "" if count == 1 else said == (
+        f"prepare_data: stopped by {signal.Signals(number).name}; 3 of 5 episodes are kept; the same command "
+        "goes on\n")
+    monkeypatch.setattr(played, "tqdm", lambda **how: bars.append(how) or tqdm(**how))
+    out = prepare(f"mini/{REACHER}")
+    assert f"data/mini/{REACHER}.played: goes on at {count} of 5 episodes\n" in out
+    assert (bars[0]["initial"], bars[0]["total"], bars[1]["initial"], bars[1]["total"]) == (count, 5, 0, 2)
+    assert files(prepare.folder) == once and not kept(prepare.folder)
+    _, provenance = load_dataset(prepare.folder / f"data/mini/{REACHER}.npz")
+    assert numbers(log) == [n for n in provenance["episodes"] if n not in first[:count]] + [50_000, 50_001]
+
+
+def test_a_process_that_is_killed_costs_its_own_episode(prepare, monkeypatch, log):
+    once = made(prepare, log, f"mini/{REACHER}")
+    with monkeypatch.context() as patched:
+        patched.setattr(players, "play_episode", logged(log, 3, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        line = refused(prepare, f"mini/{REACHER}")
+    assert "was killed" in line and "3 of 5 episodes are kept" in line and len(numbers(log)) == 3
+    prepare(f"mini/{REACHER}")
+    assert files(prepare.folder) == once and len(numbers(log)) == 2 + 2
+
+
+def test_heldout_episodes_go_on_as_a_cells_own(prepare, monkeypatch, log):
+    once = made(prepare, log, f"mini/{REACHER}")
+    assert broken(prepare, monkeypatch, log, 6, f"mini/{REACHER}")[5:] == [50_000]
+    assert kept(prepare.folder, "reacher2d-medium-heldout") and not kept(prepare.folder)
+    out = prepare(f"mini/{REACHER}")
+    assert "is up to date" in out and "heldout.played: goes on at 1 of 2 episodes" in out
+    assert files(prepare.folder) == once and numbers(log) == [50_001]
+
+
+def test_games_go_on_by_a_script_that_names_its_data_by_what_it_played(prepare, monkeypatch, log):
+    monkeypatch.setitem(tasks.TASKS["breakout-medium"]["mini"], "player_horizon", 60)
+    cell = "mini/breakout-medium-0.012"
+    once = made(prepare, log, cell)
+    broken(prepare, monkeypatch, log, 2, cell)
+    chunk = kept(prepare.folder, "breakout-medium-0.012")[0]
+    assert chunk.stat().st_size < 60 * 84 * 84 / 5  # its frames are compressed
+    prepare(cell)
+    assert files(prepare.folder) == once and len(numbers(log)) == 1 + 2
+
+
+def test_what_is_kept_and_damaged_is_played_again_in_one_line(prepare, monkeypatch, log):
+    once = made(prepare, log, f"mini/{REACHER}")
+    for damage in (lambda whole: whole[:-9], lambda whole: b"", lambda whole: b"x" * 100,
+                   lambda whole: whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]):
+        first = broken(prepare, monkeypatch, log, 3, f"mini/{REACHER}")
+        path = kept(prepare.folder)[0]
+        path.write_bytes(damage(path.read_bytes()))
+        out = prepare(f"mini/{REACHER}")
+        again, = [line for line in out.splitlines() if "is damaged" in line]
+        assert path.name in again and "its episodes are played again" in again
+        assert "goes on at 2 of 5" in out and files(prepare.folder) == once
+        assert int(path.stem) in first and int(path.stem) in numbers(log)
+        shutil.rmtree(prepare.folder / "data")
+
+
+def change(monkeypatch, what):
+    if what == "player":
+        monkeypatch.setattr(played, "digest", lambda *_: "0" * 64)
+    elif what == "code":
+        monkeypatch.setattr(played, "code_digest", lambda: "0" * 64)
+    else:
+        value = {"horizon": 50, "minimum_return": -1.0}[what]
+        monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], what, value)
+
+
+@pytest.mark.parametrize("what", ["player", "code", "horizon", "minimum_return"])
+def test_what_another_player_or_other_settings_left_is_not_used(prepare, monkeypatch, log, what):
+    with monkeypatch.context() as patched:
+        change(patched, what)
+        once = made(prepare, log, f"mini/{REACHER}")
+    broken(prepare, monkeypatch, log, 3, f"mini/{REACHER}")
+    change(monkeypatch, what)
+    out = prepare(f"mini/{REACHER}")
+    said, = [line for line in out.splitlines() if "of another player, other settings or other code" in line]
+    assert f"data/mini/{REACHER}.played" in said and "its episodes are played again" in said
+    assert files(prepare.folder) == once and len(numbers(log)) == 5 + 2
+
+
+def test_an_episode_that_another_subset_kept_is_used_by_its_number(prepare, monkeypatch, log):
+    once = made(prepare, log, f"mini/{REACHER}", "--subset_seed", 3)
+    wanted = choose(50, 0.1, 3)
+    monkeypatch.setattr(played, "choose", lambda *_: np.sort(np.append(wanted[2:4], [0, 49])))
+    broken(prepare, monkeypatch, log, 3, f"mini/{REACHER}")
+    monkeypatch.setattr(played, "choose", choose)
+    prepare(f"mini/{REACHER}", "--subset_seed", 3)
+    assert files(prepare.folder) == once and numbers(log)[:-2] == [*np.delete(wanted, [2, 3])]
+
+
+def test_fresh_starts_without_what_was_kept(prepare, monkeypatch, log):
+    once = made(prepare, log, f"mini/{REACHER}")
+    broken(prepare, monkeypatch, log, 3, f"mini/{REACHER}")
+    assert "goes on" not in prepare(f"mini/{REACHER}", "--fresh")
+    assert files(prepare.folder) == once and len(numbers(log)) == 5 + 2
+
+
+def test_what_is_kept_of_a_file_that_is_there_is_removed(prepare, monkeypatch, log):
+    """As a call leaves it that was killed between the two."""
+    prepare(f"mini/{REACHER}")
+    before = files(prepare.folder)
+    for path in [*prepare.folder.glob("data/mini/*.npz")]:
+        path.with_suffix(".played").mkdir()
+        shutil.copy(path, path.with_suffix(".played") / "1.npz")
+    assert "is up to date" in prepare(f"mini/{REACHER}")
+    assert files(prepare.folder) == before and len([*prepare.folder.glob("data/mini/*")]) == 2
+
+
+def test_a_disk_that_is_full_while_episodes_are_kept_is_one_line(prepare, monkeypatch, log):
+    once = made(prepare, log, f"mini/{REACHER}")
+    broken(prepare, monkeypatch, log, 2, f"mini/{REACHER}")
+    before = files(prepare.folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        line = refused(prepare, f"mini/{REACHER}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ".played/" in line and "could not be written" in line and files(prepare.folder) == before
+    numbers(log)
+    prepare(f"mini/{REACHER}")
+    assert files(prepare.folder) == once and len(numbers(log)) == 3 + 2
 
 
 # --- the paper profile: what was given ---------------------------------------------------------

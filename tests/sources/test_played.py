@@ -16,9 +16,14 @@ from sources import choose, played
 CONFIGS = {task: configuration(f"mini/{task}-1/dt/seed0") for task in tasks.TASKS}
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where episodes are kept as they end
+
+
 def load(task, ratio, workers=1, seed=0, **changes):
     return played.load(CONFIGS[task] | {"ratio": ratio} | changes, "",
-                       SimpleNamespace(subset_seed=seed, workers=workers, timeout=1))
+                       SimpleNamespace(subset_seed=seed, workers=workers, timeout=1, fresh=True))
 
 
 def test_episodes_are_the_same_in_every_subset_and_number_of_processes():
@@ -42,7 +47,7 @@ def test_a_trained_player_names_its_data_by_its_weights(task, name):
     assert (found.name, found.source, found.sha256) == (name, f"{CONFIGS[task]['player']}.npz", digest)
     assert played.digest(CONFIGS[task], "", None) == digest
     paper = played.load(configuration("paper/reacher2d-medium-0.01/dt/seed0"), "",
-                        SimpleNamespace(subset_seed=0, workers=1))
+                        SimpleNamespace(subset_seed=0, workers=1, fresh=True))
     assert paper.name == "kit-reacher2d-sac"
 
 
