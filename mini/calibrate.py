@@ -171,9 +171,9 @@ def table(rows):
         for loss, (*own, steps, _), line in tried:
             lowest = ", ".join(f"{int(row['best_step']):,}" for row in line)
             last = np.mean([float(row["last_loss"]) for row in line])
-            yes = "yes" if tuple(own) == now and int(steps) == config["steps"] else ""
+            yes = " yes" if tuple(own) == now and int(steps) == config["steps"] else ""
             yield (f"| `{task}` {ratio} | `{method}` | {' | '.join(own)} | {loss:.4f} | {lowest} of "
-                   f"{int(steps):,} | {last:.4f} | {len(line)} | {yes} |")
+                   f"{int(steps):,} | {last:.4f} | {len(line)} |{yes} |")
 
 
 def grouped(rows, names):

@@ -164,8 +164,8 @@ def test_replace_makes_anew_what_differs_and_nothing_else(kit):
 
     # a setting of DT's in tasks.py concerns DT alone; FRESH=1 makes all anew, as after a change of the code
     table = kit.folder / "tasks.py"
-    table.write_text(table.read_text().replace('"mini-reacher2d-medium": {"lr": 2e-3}',
-                                               '"mini-reacher2d-medium": {"lr": 2e-4}'))
+    table.write_text(table.read_text().replace('"mini": {"lr": 2e-3}',
+                                               '"mini": {"lr": 2e-4}'))
     line = one_line(kit("make", REACHER, SHORT, "LM=mini-random", check=False))
     assert "dt/seed0" in line and "lr is 0.002, not 0.0002" in line
     kit("make", REACHER, SHORT, "METHODS=lamo", "LM=mini-random")
@@ -227,7 +227,7 @@ def test_a_failed_method_does_not_take_the_others_table(kit):
 def test_data_settings_do_not_break_make_for_a_task_without_a_mini_player(kit):
     table = kit.folder / "tasks.py"
     table.write_text(table.read_text().replace(
-        '"mini": {"player": "walker2d", "trajectories": 1190},', ""))
+        '"player": "walker2d", "trajectories": 1190, ', ""))
     assert "prepare_data.py" in kit("make", "-n", REACHER).stdout
     line = one_line(kit("make", "walker2d-medium-0.01", SHORT, check=False))
     assert "walker2d-medium" in line and "mini" in line and "PROFILE=paper" in line

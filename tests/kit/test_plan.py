@@ -104,7 +104,7 @@ def test_a_seed_that_no_table_could_average_with_the_others_is_refused_before_it
     finish(tmp_path)
     assert len(asked(SEEDS="1")) == 3
     line = refused(SEEDS="1", ARGS="--steps 7")
-    assert "steps is 600, not 7" in line and "a table does not mix runs" in line and "lamo/seed0" in line
+    assert "steps is 1200, not 7" in line and "a table does not mix runs" in line and "lamo/seed0" in line
     assert "episodes is" in refused(SEEDS="1", ARGS="--episodes 7")
     assert len(asked(SEEDS="0 1", ARGS="--steps 7", REPLACE="1")) == 5  # both are made anew
     (tmp_path / RUNS / "lamo/seed0").rename(tmp_path / RUNS / "lamo/seed0.old")

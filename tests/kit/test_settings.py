@@ -264,10 +264,10 @@ def test_differences_are_read_as_a_record_reads():
     assert settings.differences(record, config) == [] and settings.changed(RUN, record) == ""
     other = configuration(RUN, steps=6, lm="/toy", target_returns=[1.0], dtype="bfloat16")
     assert sorted(settings.differences(record, other)) == [
-        'dtype is "float32", not "bfloat16"', 'lm is "mini", not "/toy"', "steps is 600, not 6",
+        'dtype is "float32", not "bfloat16"', 'lm is "mini", not "/toy"', "steps is 1200, not 6",
         "target_returns is [3600.0, 1800.0], not [1.0]"]
     assert settings.differences(record, other, without=("lm", "dtype", *settings.EVALUATION)) == [
-        "steps is 600, not 6"]
+        "steps is 1200, not 6"]
     said = settings.changed(RUN, record | {"steps": 6, "lm": "/toy"})
     assert sorted(said.split(" ")) == ["lm=/toy", "steps=6"]
     long, = settings.differences({"episodes": list(range(500))}, {"episodes": list(range(501))})
@@ -368,7 +368,8 @@ def test_a_device_that_is_not_here_is_one_line():
             pick_device(name)
 
 
-def test_a_part_may_hold_for_a_task_of_one_profile():
-    assert configuration("mini/hopper-medium-0.01/dt/seed0")["lr"] == 2e-3
-    assert configuration("mini/walker2d-medium-0.01/dt/seed0")["lr"] != 2e-3
+def test_a_part_may_hold_for_a_task_of_one_profile(monkeypatch):
+    monkeypatch.setitem(tasks.METHODS["dt"], "mini-hopper-medium", {"lr": 3e-3})
+    assert configuration("mini/hopper-medium-0.01/dt/seed0")["lr"] == 3e-3
+    assert configuration("mini/walker2d-medium-0.01/dt/seed0")["lr"] == 2e-3
     assert configuration("paper/hopper-medium-0.01/dt/seed0")["lr"] == 1e-4
