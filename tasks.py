@@ -128,7 +128,7 @@ MINI = {
     "batch_size": 16,
     "steps": 1_200,
     "warmup": 50,
-    "lr": 4e-3,
+    "lr": 2e-3,
     "schedule": "cosine",
     "lm_block": 256,           # the mini LM's context
     "eval_every": 400,
@@ -301,15 +301,15 @@ METHODS = {
         "adam_eps": 1e-8,                     # the released code's optimiser when nothing is pre-trained
         "lm_weight": 0.0,
         "atari": {"lr": 3e-4},                # figure 11
-        "mini": {"lr": 2e-3},
-        "mini-atari": {"lr": 1e-3},
+        "mini": {"lr": 1e-3},
     },
     "wiki": {                                 # Wiki-RL: the LM is fine-tuned whole, with DT's settings
         "train": "all",
         "embeddings": "linear",
         "weight_decay": 1e-4,
         "lm_weight": 0.0,
-        "mini": {"lr": 1e-3},
+        "mini": {"lr": 5e-4},
+        "mini-atari": {"lr": 1e-3},
     },
     "bc": BASELINE | {
         "update": "bc",
@@ -342,7 +342,7 @@ METHODS = {
     "lamo-markov": {"lm": None, "mini": {"lm": "mini-markov"}},  # not the paper's: Wang et al., 2310.00771
     "lamo-linear": {"embeddings": "linear"},
     "lamo-mlp": {"embeddings": "mlp"},        # Hopper's LaMo has linear ones
-    "lamo-full": {"train": "all", "mini": {"lr": 1e-3}},
+    "lamo-full": {"train": "all", "mini": {"lr": 5e-4}, "mini-atari": {"lr": 1e-3}},
     "lamo-frozen": {"train": "nothing", "lm_weight": 0.0},  # a frozen LM learns nothing from text
     "lamo-lm0": {"lm_weight": 0.0},
     "lamo-lm0.1": {"lm_weight": 0.1},         # as in run_cotrain.sh

@@ -74,7 +74,7 @@ def measure(run, changes):
     profile, cell, method, _ = run.split("/")
     config = settings.configuration(run, **changes)
     BUILD.mkdir(parents=True, exist_ok=True)
-    with contextlib.chdir(BUILD):
+    with contextlib.chdir(BUILD), locked(Path(f"{run.replace('/', '-')}.search")):  # a candidate at a time
         prepare_data.prepare(prepare_data.OPTIONS.parse_args([f"{profile}/{cell}"]))
         if config.get("lm_weight"):
             words = [f"{profile}/text", "--lm", config["lm"]]

@@ -164,10 +164,10 @@ def test_replace_makes_anew_what_differs_and_nothing_else(kit):
 
     # a setting of DT's in tasks.py concerns DT alone; FRESH=1 makes all anew, as after a change of the code
     table = kit.folder / "tasks.py"
-    table.write_text(table.read_text().replace('"mini": {"lr": 2e-3}',
+    table.write_text(table.read_text().replace('"mini": {"lr": 1e-3}',
                                                '"mini": {"lr": 2e-4}'))
     line = one_line(kit("make", REACHER, SHORT, "LM=mini-random", check=False))
-    assert "dt/seed0" in line and "lr is 0.002, not 0.0002" in line
+    assert "dt/seed0" in line and "lr is 0.001, not 0.0002" in line
     kit("make", REACHER, SHORT, "METHODS=lamo", "LM=mini-random")
     before = stamps(kit.folder)
     kit("make", REACHER, SHORT, "LM=mini-random", "REPLACE=1")

@@ -371,5 +371,5 @@ def test_a_device_that_is_not_here_is_one_line():
 def test_a_part_may_hold_for_a_task_of_one_profile(monkeypatch):
     monkeypatch.setitem(tasks.METHODS["dt"], "mini-hopper-medium", {"lr": 3e-3})
     assert configuration("mini/hopper-medium-0.01/dt/seed0")["lr"] == 3e-3
-    assert configuration("mini/walker2d-medium-0.01/dt/seed0")["lr"] == 2e-3
+    assert configuration("mini/walker2d-medium-0.01/dt/seed0")["lr"] == 1e-3
     assert configuration("paper/hopper-medium-0.01/dt/seed0")["lr"] == 1e-4
