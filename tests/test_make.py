@@ -81,7 +81,7 @@ REACHER = "reacher2d-medium-0.1"
 
 
 @pytest.mark.parametrize("words, said", [
-    (("ARGS=",), "batch_size is 8, not 16"), ((SHORT + " --lr 0.5",), "lr is 0.004, not 0.5"),
+    (("ARGS=",), "batch_size is 8, not 16"), ((SHORT + " --lr 0.5",), "lr is 0.002, not 0.5"),
     ((SHORT, "LM=mini-random"), "lm is \"mini\", not \"mini-random\""),
     (("-n", "ARGS=--steps 5"), "batch_size"), (("-n", SHORT, "LM=smollm2"), "smollm2"),
     (("-n", SHORT, "LM=/no/such/folder"), "/no/such/folder")])

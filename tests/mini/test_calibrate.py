@@ -84,7 +84,7 @@ def test_the_table_has_what_was_tried_the_best_first(searched):
     assert best == (f"{name} 80 | 0.001 | 1 | cosine | 0.0 | True | 0.1105 | 666, 666 of 4,000 | 0.3105 | 2 "
                     "| |")
     now, = (text for text in others if "yes" in text)
-    assert now.startswith(f"{name} 16 | 0.004 | 5 | cosine | 0.0 | True | 2.1505 | 666, 666 of 4,000 |")
+    assert now.startswith(f"{name} 16 | 0.002 | 5 | cosine | 0.0 | True | 1.1505 | 666, 666 of 4,000 |")
     Path("page.md").write_text("a\n" + "\n".join(calibrate.MARKERS) + "\nb\n")
     for _ in range(2):
         run("--table", "--csv", "found.csv", "--document", "page.md")
