@@ -14,7 +14,7 @@ import os
 import re
 import sys
 
-from kit import fail
+from kit import fail, signals
 from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, RANGES, SEQUENCE, TASKS
 
 # What a finished run can be played with anew; everything else makes another run.
@@ -365,6 +365,7 @@ def listing():
 
 
 if __name__ == "__main__":
+    signals.end_with_reader()
     if len(sys.argv) > 2:
         fail(f"one run is asked for, and not {' '.join(sys.argv[1:])!r}; see --help")
     if len(sys.argv) < 2:

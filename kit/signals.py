@@ -90,6 +90,11 @@ def held():
         leave("nothing is half written")
 
 
+def end_with_reader():
+    """For what only prints: a reader that has seen enough, as `head` has, ends the program without a word."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def leave(kept, at_once=False):
     """End the program with a line that says what was kept; at once: with the processes that it forked,
     whatever they are at."""

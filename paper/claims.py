@@ -16,11 +16,12 @@ leaves 0 out. Where the two methods are one, LaMo's own settings being an ablati
 
 from pathlib import Path
 
-from kit import settings
+from kit import settings, signals
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("folders", nargs="+", type=Path, help="of CSV files, one a cell")
 if __name__ == "__main__":
+    signals.end_with_reader()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
 
 from kit import fail

@@ -112,3 +112,12 @@ def workers(process):
 def rows(folder):
     """How many episodes an evaluation that is not finished has written."""
     return sum(len(path.read_text().splitlines()) - 1 for path in folder.glob("eval.*.csv"))
+
+
+@pytest.mark.parametrize("words", [("kit.settings",), ("kit.settings", RUN),
+                                   ("paper.claims", "tests/paper/synthetic/paper")])
+def test_a_reader_that_has_seen_enough_ends_what_prints_without_a_word(words):
+    process = start(KIT, "-m", *words)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == -signal.SIGPIPE and said == "", said
