@@ -212,8 +212,8 @@ def build_model(config: dict) -> DecisionTransformer:
     if config["quick_init"]:
         # PyTorch's default of variance 1, which the authors keep, makes each timestep a strong mark, by which
         # few episodes are learnt by heart, and beside which the output of a new CNN vanishes.
-        nn.init.normal_(model.embed_timestep.weight, std=0.02)
         for layer in model.embed_state[0].layers if pixels else ():
             if hasattr(layer, "weight"):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        nn.init.normal_(model.embed_timestep.weight, std=0.02)
     return model

@@ -181,7 +181,7 @@ ATARI = {
     "lora_alpha": 32,
     "episodes": 5,
     "mini": {"batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 150,
-             "player_horizon": 10_000},       # whole games of Pong
+             "score_window": 2, "player_horizon": 10_000},       # whole games of Pong
 }
 
 # A dict inside a row holds only where its name says: a suite ("atari"), a task ("hopper-medium"), a profile

@@ -331,6 +331,8 @@ def test_transitions_end_where_episodes_end():
     config = config_of("iql", normalize_rewards=True)
     arrays, mean, std = baselines.transitions(data, config)
     assert np.allclose(std, data["observations"].std(0) + 1e-3)
+    assert np.allclose(baselines.transitions(data, config | {"least_std": 3.0})[2], np.maximum(std, 3.0))
+    assert (std < 3).any() and (std > 3).any()
     returns = (0 + 1 + 2 + 3, 4 + 5 + 6 + 7 + 8)
     assert np.allclose(arrays["rewards"], np.arange(9) * 1000 / (returns[1] - returns[0]))
     batch = baselines.sample_batch(arrays, np.random.default_rng(0), 300)

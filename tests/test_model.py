@@ -163,6 +163,13 @@ def test_frames_become_logits_and_their_start_is_quick_only_if_asked():
     assert spread[0] > 10 * spread[1], "pixels count beside the time"
 
 
+@pytest.mark.parametrize("profile, deviation", [("mini", 0.02), ("paper", 1.0)])
+def test_time_embeddings_start_small_in_the_mini_profile_alone(profile, deviation):
+    torch.manual_seed(0)
+    table = build_model(configuration(f"{profile}/hopper-medium-1/dt/seed0")).embed_timestep.weight
+    assert table.std().item() == pytest.approx(deviation, rel=0.02)
+
+
 def test_released_variants_squash_their_logits():
     heads = [build_model(configuration(f"mini/pong-medium-1/{method}/seed0")).predict_action
              for method in ("lamo", "lamo-released")]

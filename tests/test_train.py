@@ -51,6 +51,15 @@ def test_training_arrays(data):
     assert np.allclose(states * std + mean, data["observations"], atol=1e-4)
 
 
+def test_what_hardly_moves_is_divided_by_the_least_deviation(data):
+    data["observations"][:, 1] *= 1e-3
+    arrays, _, mean, std = train.training_arrays(data, CONFIG | {"least_std": 0.05})
+    assert std[1] == np.float32(0.05) and arrays["states"][:, 1].std() < 0.1
+    assert np.allclose(np.delete(std, 1), np.delete(data["observations"].std(0), 1), rtol=1e-4)
+    assert np.allclose(arrays["states"] * std + mean, data["observations"], atol=1e-4)
+    assert settings.configuration("mini/kitchen-partial-1/bc/seed0")["least_std"] == 0.05
+
+
 def test_named_returns_and_rewards(data):
     """The released Atari code leaves the step's own reward out; in the kitchen it counts what is done."""
     released = CONFIG | {"released": True}

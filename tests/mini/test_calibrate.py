@@ -65,6 +65,11 @@ def test_a_search_goes_on_where_it_was_stopped(searched):
     assert len(searched("--steps", 500)) > len(more)  # another training
 
 
+def test_both_starts_are_compared(searched):
+    rows = searched("--steps", 1000, "--quick_init", "False", "True")
+    assert [row["quick_init"] for row in rows] == ["False"] * 10 + ["True"] * 2
+
+
 def test_settings_are_not_chosen_on_reported_subsets_or_by_values(searched):
     for words, said in ((("--subsets", 100, 3), "--subsets 3: settings are not chosen"),
                         (("--methods", "iql"), "iql does not imitate")):
