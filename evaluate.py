@@ -207,10 +207,10 @@ def evaluate(run, device="auto", fresh=False, **overrides):
                 artifacts.write_csv(part, written, rows)
                 # those to come will be as long
                 progress.expect(progress.done * (len(checkpoints) * whole - before) // (len(rows) - before))
-    # eval.json says how eval.csv was played, so it is never there beside rows that were played otherwise
-    (folder / "eval.json").unlink(missing_ok=True)
-    artifacts.write_csv(done, written, rows)
+    # eval.json says how eval.csv was played, and another make may gather both at any moment: so it comes first,
+    # beside no rows, or such as were played in the same way (set_aside)
     artifacts.write_json(folder / "eval.json", how | {"score_window": window})
+    artifacts.write_csv(done, written, rows)
     part.unlink(missing_ok=True)
     summarise(run, config, rows)
 

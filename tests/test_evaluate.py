@@ -293,6 +293,31 @@ def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(eval
     assert (folder / "eval.csv").read_text() == whole
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_make_may_gather_while_an_evaluation_writes(evaluated, folder, monkeypatch, finished):
+    monkeypatch.chdir(evaluated.folder)
+    if not finished:
+        interrupted(folder)
+        (folder / "eval.json").unlink()
+    gathered, write = [], artifacts.write_whole
+
+    def gather():
+        monkeypatch.setattr(artifacts, "write_whole", write)
+        collect("paper/hopper-medium-0.1")
+        gathered.append(len(read(evaluated.folder / "results/paper/hopper-medium-0.1.csv")))
+        monkeypatch.setattr(artifacts, "write_whole", between)
+
+    def between(path, content):
+        gather()
+        write(path, content)
+        gather()
+
+    monkeypatch.setattr(artifacts, "write_whole", between)
+    evaluate.evaluate(RUN, episodes=2)
+    both = gathered[-1]
+    assert set(gathered) <= ({both} if finished else {both, both // 2}) and len(gathered) >= 4
+
+
 def test_another_score_window_plays_nothing_and_reaches_the_results(evaluated, folder):
     rows = edit(folder / "eval.csv", marking((folder / "eval.csv").read_text()))
     evaluated("evaluate.py", RUN, "--episodes", "2", "--score_window", "1")
@@ -349,7 +374,8 @@ def test_wrong_runs_end_in_one_line(evaluated):
     good = (seed1 / "final.safetensors").read_bytes()
     (seed1 / "final.safetensors").write_bytes((seed0 / "final.safetensors").read_bytes())
     try:
-        line = one_line(evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed1", check=False))
+        line = one_line(evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed1", "--episodes", "2",
+                                  check=False))
         assert "dt/seed0" in line
     finally:
         (seed1 / "final.safetensors").write_bytes(good)
