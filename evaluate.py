@@ -186,6 +186,7 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     done, part = folder / "eval.csv", folder / f"eval.{digest_of(how)}.csv"
     rows = []
     seals.remove_leftovers(folder)
+    runs.remove_states(folder)
     set_aside(folder, how)
     for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
         if path.exists() and not rows:
@@ -210,8 +211,8 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     # eval.json says how eval.csv was played, and another make may gather both at any moment: so it comes first,
     # beside no rows, or such as were played in the same way (set_aside)
     artifacts.write_json(folder / "eval.json", how | {"score_window": window})
-    artifacts.write_csv(done, written, rows)
-    part.unlink(missing_ok=True)
+    artifacts.write_csv(part, written, rows)
+    os.replace(part, done)
     summarise(run, config, rows)
 
 

@@ -208,7 +208,7 @@ def fit(record, weights, optimizers, update, saved, about, replace=False, fresh=
     saved = {name: tensor.detach().clone() for name, tensor in saved.items()}
     runs.seeded(update, record, steps)  # one more, which is not kept, says whether the last one diverged
     artifacts.save_tensors(folder / "final.safetensors", saved, run=run, step=steps)
-    state.remove()
+    runs.remove_states(folder)
     losses = {name: value for name, value in log.rows[-1].items() if name.endswith(("_loss", "_term"))}
     print(f"{run}: done, " + ", ".join(f"{name} {log.rows[0].get(name, '')} -> {value}"
                                        for name, value in losses.items() if value != "0"))

@@ -67,6 +67,7 @@ def begin(folder, record, weights, optimizers, replace, fresh):
              f"{settings.some(differs)}; move it out of runs/, or let it be replaced: --replace, or make ... "
              "REPLACE=1")
     if finished and not differs and not fresh:
+        remove_states(folder)
         return record["steps"], {}
     if not old or differs or fresh:
         (folder / "final.safetensors").unlink(missing_ok=True)  # first: it says that a run is finished
@@ -172,6 +173,8 @@ class State:
         artifacts.save_tensors(self.newest, state, step=step, run=self.run)
         self.saved = time.monotonic()
 
-    def remove(self):
-        for path in (self.before, self.newest):
-            path.unlink(missing_ok=True)
+
+def remove_states(folder):
+    """Of a run that is finished; also of one that was killed between its last weights and this."""
+    for name in reversed(STATES):
+        (folder / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -291,6 +292,26 @@ def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(eval
     (folder / "eval.json").unlink()
     evaluate.evaluate(RUN, episodes=2)
     assert (folder / "eval.csv").read_text() == whole
+
+
+def test_killed_at_its_end_it_leaves_nothing_behind(evaluated, folder, monkeypatch):
+    monkeypatch.chdir(evaluated.folder)
+    whole = interrupted(folder)
+    (folder / "state.safetensors").write_bytes(b"of a training that was killed after its last weights")
+    replace = os.replace
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", lambda one, two: fail_at(two == folder.relative_to(
+            evaluated.folder) / "eval.csv") or replace(one, two))
+        evaluate.evaluate(RUN, episodes=2)
+    assert not (folder / "eval.csv").exists()
+    evaluate.evaluate(RUN, episodes=2)
+    assert (folder / "eval.csv").read_bytes() == whole
+    assert not [*folder.glob("eval.*.csv"), *folder.glob("state*")]
+
+
+def fail_at(moment):
+    if moment:
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -76,6 +76,15 @@ def test_how_often_is_no_other_run(once, capsys):
     assert resumed(capsys) == "resuming at step 6" and same(files(), once)
 
 
+def test_killed_after_its_last_weights_it_leaves_no_state_behind(once, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(runs, "remove_states", lambda folder: killed())
+        train({}, state_every=0.0)
+    assert (FOLDER / "state.safetensors").exists() and (FOLDER / "final.safetensors").exists()
+    train()
+    assert not list(FOLDER.glob("state*")) and same(files(), once)
+
+
 def damage(name):
     path = FOLDER / name
     whole = bytearray(path.read_bytes())
