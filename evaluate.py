@@ -208,8 +208,8 @@ def evaluate(run, device="auto", fresh=False, **overrides):
                 artifacts.write_csv(part, written, rows)
                 # those to come will be as long
                 progress.expect(progress.done * (len(checkpoints) * whole - before) // (len(rows) - before))
-    # eval.json says how eval.csv was played, and another make may gather both at any moment: so it comes first,
-    # beside no rows, or such as were played in the same way (set_aside)
+    # eval.json says how eval.csv was played, and another make may gather both at any moment: so it comes
+    # first, beside no rows, or such as were played in the same way (set_aside)
     artifacts.write_json(folder / "eval.json", how | {"score_window": window})
     artifacts.write_csv(part, written, rows)
     os.replace(part, done)
