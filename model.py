@@ -71,13 +71,14 @@ class DecisionTransformer(nn.Module):
     pixels      the authors' Atari model (experiment-atari/model.py): a CNN for states, a table for
                 actions, a linear head that gives logits, the time added before the LayerNorm, and the
                 trunk's own position embeddings kept
+    channels    of the CNN's first layer; the others have twice as many
     bf16        matrix products inside the trunk in bfloat16; the weights, the residual stream, the
                 LayerNorms, the embeddings and the heads stay in float32
     The authors' heads for the next state and return train on nothing, so they are left out.
     """
 
     def __init__(self, trunk: nn.Module, state_dim, action_dim: int, max_timestep: int, embeddings: str,
-                 pixels: bool = False, squash_logits: bool = False, bf16: bool = False):
+                 pixels: bool = False, squash_logits: bool = False, bf16: bool = False, channels: int = 32):
         super().__init__()
         hidden, mlp = trunk.get_input_embeddings().embedding_dim, embeddings == "mlp"
         self.trunk, self.pixels, self.max_timestep, self.bf16 = trunk, pixels, max_timestep, bf16
@@ -88,8 +89,9 @@ class DecisionTransformer(nn.Module):
 
         self.embed_return = embed(nn.Linear(1, hidden))
         if pixels:
+            cnn = FrameCNN(hidden, (channels, 2 * channels, 2 * channels))
             self.embed_state = nn.Sequential(
-                FrameCNN(hidden), *([ResidualMLP(nn.Linear(hidden, hidden), hidden)] if mlp else []))
+                cnn, *([ResidualMLP(nn.Linear(hidden, hidden), hidden)] if mlp else []))
             self.embed_action = embed(nn.Embedding(action_dim, hidden))
         else:
             self.embed_state = embed(nn.Linear(state_dim, hidden))
@@ -207,7 +209,7 @@ def build_model(config: dict) -> DecisionTransformer:
             position_table(trunk).requires_grad_(pixels or text and not config["released"])
     model = DecisionTransformer(trunk, config["state_dim"], config["action_dim"], config["max_timestep"],
                                 config["embeddings"], pixels, squash_logits=config["released"],
-                                bf16=config["dtype"] == "bfloat16")
+                                bf16=config["dtype"] == "bfloat16", channels=config["channels"])
     quicken(model)
     if config["quick_init"]:
         # PyTorch's default of variance 1, which the authors keep, makes each timestep a strong mark, by which

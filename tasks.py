@@ -47,6 +47,7 @@ SEQUENCE = {
     "adapter": "",             # a folder in peft's format that LoRA starts from
     "dropout": 0.1,
     "dtype": "auto",           # of the trunk's matrix products: "bfloat16" where that is fast, else "float32"
+    "channels": 32,            # of the CNN's first layer, twice as many of the others
     "quick_init": False,       # small time embeddings and, of frames, He's initialisation of the CNN
     # data
     "context": 20,             # K, environment steps the model sees
@@ -99,9 +100,9 @@ RANGES = {
     "batch_size": "[1, 1e5]", "steps": "[1, 1e7)", "lr": "(0, 10]", "eval_every": "[1, 1e9]",
     "score_window": "[1, 1e6]", "episodes": "[1, 1e5]", "at_once": "[1, 1e4]", "log_every": "[1, 1e9]",
     "state_every": "[0, 1e6]", "lm_layers": "[0, 1000]", "lora_rank": "[1, 4096]", "lora_alpha": "(0, 1e6]",
-    "dropout": "[0, 1)", "context": "[1, 1e5]", "warmup": "[0, 1e9]", "weight_decay": "[0, 10]",
-    "adam_eps": "(0, 1]", "grad_clip": "(0, 1e9]", "lm_weight": "[0, 1e6]", "lm_batch_size": "[1, 1e5]",
-    "lm_block": "[2, 1e6]",
+    "dropout": "[0, 1)", "channels": "[1, 1024]", "context": "[1, 1e5]", "warmup": "[0, 1e9]",
+    "weight_decay": "[0, 10]", "adam_eps": "(0, 1]", "grad_clip": "(0, 1e9]", "lm_weight": "[0, 1e6]",
+    "lm_batch_size": "[1, 1e5]", "lm_block": "[2, 1e6]",
     "actor_lr": "(0, 10]", "hidden": "[1, 65536]", "hidden_layers": "[1, 1000]", "actor_dropout": "[0, 1)",
     "discount": "[0, 1]", "target_rate": "(0, 1]", "logit_penalty": "[0, 1e6]", "bc_alpha": "[0, 1e6]",
     "policy_noise": "[0, 1e3]", "noise_clip": "[0, 1e3]", "policy_every": "[1, 1e9]", "expectile": "(0, 1)",
@@ -180,8 +181,9 @@ ATARI = {
     "lora_rank": 32,
     "lora_alpha": 32,
     "episodes": 5,
-    "mini": {"batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 150,
-             "score_window": 2, "player_horizon": 10_000},       # whole games of Pong
+    # four frames show what there is to see, and models that see actions, too, repeat them
+    "mini": {"context": 1, "batch_size": 240, "channels": 16, "warmup": 50, "lr": 1e-3, "steps": 900,
+             "eval_every": 300, "player_horizon": 10_000},       # whole games of Pong
 }
 
 # A dict inside a row holds only where its name says: a suite ("atari"), a task ("hopper-medium"), a profile
@@ -259,7 +261,7 @@ TASKS = {
         "steps": 50_000,
         "score_window": 4,                    # the last 10K of 50K steps, appendix p. 18
         "mini": ATARI["mini"] | {
-            "player": "breakout", "player_env": "BreakoutNoFrameskip-v0",
+            "score_window": 2, "player": "breakout", "player_env": "BreakoutNoFrameskip-v0",
             "trajectories": 250, "target_returns": (40.0, 20.0)},
     },
     "qbert-medium": ATARI | {

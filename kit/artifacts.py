@@ -44,7 +44,7 @@ RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "s
                   "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
 # Of a row's checkpoint (kit/imitation.py), behind RESULT_COLUMNS; empty where nothing was measured.
 LOSS_COLUMNS = ("heldout_loss", "heldout_episodes", "heldout_data", "heldout_floor", "train_loss",
-                "bits_per_byte")
+                "bits_per_byte", "heldout_decisions")
 EXTRA_COLUMNS = (*LOSS_COLUMNS, "subset", "score_window", "changed")  # of results/, behind RESULT_COLUMNS
 
 

@@ -65,7 +65,10 @@ def columns(model, config, found, step, device="cpu"):
     if found is not None:
         data, provenance = found
         floor = provenance["floor_loss"]
-        known |= {"heldout_loss": f"{heldout_loss(model, config, data, device):.6g}",
+        every = losses(model, config, data, device).double().numpy()
+        if config["discrete"]:
+            known["heldout_decisions"] = f"{every[decisions(data)].mean():.6g}"
+        known |= {"heldout_loss": f"{every.mean():.6g}",
                   "heldout_episodes": len(provenance["episodes"]), "heldout_data": provenance["sha256"][:8],
                   "heldout_floor": "" if floor is None else f"{floor:.6g}"}
     if config["kind"] == "sequence" and config["trunk"] != "dt" and prose(config["lm"]) is not None:
@@ -84,29 +87,44 @@ def training_loss(config, step):
     return next((float(row[name]) for row in rows if int(row["step"]) == step), None)
 
 
-@torch.inference_mode()
 def heldout_loss(model, config, data, device="cpu"):
     """The mean action loss of a model over the N steps of a dataset (load_dataset's arrays)."""
+    return losses(model, config, data, device).double().mean().item()
+
+
+def decisions(data):
+    """(N,) Which steps press another button than the step before: a model that has learnt to repeat, as
+    buttons mostly do, fails there."""
+    others = np.ones(len(data["actions"]), bool)
+    others[1:] = data["actions"][1:] != data["actions"][:-1]
+    others[data["offsets"][:-1]] = True  # nothing was pressed before
+    return others
+
+
+@torch.inference_mode()
+def losses(model, config, data, device="cpu"):
+    """The action loss (N,) of a model at each step of a dataset."""
     sequence = config["kind"] == "sequence"
     if sequence:
         precise, model.bf16 = model.bf16, False
     else:  # a baseline sees single states, and no returns
         config = config | {"released": False, "return_scale": 1.0, "context": 1}
-    K, model = config["context"], model.to(device).eval()
+    K, model, found = config["context"], model.to(device).eval(), []
     known = np.float32(config["state_mean"]), np.float32(config["state_std"])
     arrays, ends, _, _ = training_arrays(data, config, known)
     starts = np.concatenate([np.arange(first, last, K) for first, last in
                              zip(data["offsets"][:-1], data["offsets"][1:], strict=True)])
-    loss_of, total = F.cross_entropy if config["discrete"] else F.mse_loss, 0.0
     for first in range(0, len(starts), max(1, STEPS // K)):
         batch, mask = windows(arrays, ends, starts[first:first + max(1, STEPS // K)], K)
         batch, mask = {name: x.to(device) for name, x in batch.items()}, mask.to(device)
         predicted = (model(**batch, attention_mask=mask) if sequence else
                      model(batch["states"][:, 0])[:, None])                        # (B, K, A)
-        total += loss_of(predicted[mask], batch["actions"][mask], reduction="sum").item()
+        predicted, actions = predicted[mask], batch["actions"][mask]               # (T, A), (T,) or (T, A)
+        found.append(F.cross_entropy(predicted, actions, reduction="none") if config["discrete"] else
+                     F.mse_loss(predicted, actions, reduction="none").mean(1))     # (T,)
     if sequence:
         model.bf16 = precise
-    return total / (len(ends) if config["discrete"] else data["actions"].size)
+    return torch.cat(found).cpu()
 
 
 @torch.inference_mode()

@@ -44,7 +44,7 @@ def load_file(path):
                 row[name] = float(row[name])
             row["data_score"], row["subset"] = float(row["data_score"] or "nan"), int(row.get("subset") or 0)
             # empty where there is nothing to measure
-            for name in ("heldout_loss", "heldout_floor", "train_loss", "bits_per_byte"):
+            for name in ("heldout_loss", "heldout_floor", "train_loss", "bits_per_byte", "heldout_decisions"):
                 row[name] = float(row.get(name) or "nan")
             row["target_return"] = float(row["target_return"]) if row["target_return"] else None
             if row["score_window"] < 1:

@@ -7,7 +7,6 @@ mila-iqia/atari-representation-learning, or were found by comparing the memory w
 shows the state after the last of an action's four frames. `mini.players` runs the scripts.
 """
 
-import itertools
 import math
 from types import SimpleNamespace
 
@@ -55,71 +54,34 @@ def breakout_player(env, rng):
 # --- Pong: 0 NOOP, 1 FIRE, 2 RIGHT (up), 3 LEFT (down), 4 RIGHTFIRE, 5 LEFTFIRE ----------------
 
 PONG_RAM = {
-    "paddle": 51,  # y, 38 at the top to 203; 6 less than `ball_y` when its middle meets the ball
+    "paddle": 51,  # y, 38 at the top to 203; 6.5 less than `ball_y` when its middle meets the ball
     "halfway": 60,  # the paddle glides to a rest as far beyond this as it now is short of it
     "ball_x": 49,  # grows towards the player
     "ball_y": 54,  # grows downwards; 0 when there is no ball, and the next one serves itself
 }
 PONG_PUSHES = {0: (0, 1), -1: (2, 4), 1: (3, 5)}  # direction -> its action without and with FIRE
-PONG_GLIDE = (0, 6, 19, 22, 23)  # how far a push has moved the paddle after so many steps
-PONG_CONTACT = 189  # the ball's x when it meets the player's paddle
-PONG_TOP, PONG_BOTTOM = 45.5, 205.5  # the ball's y at the walls
 PONG_MIDDLE = 125
 
 
 def pong_player(env, rng):
-    """act(observation) -> (action, action): plans where to meet the ball and how to return it.
+    """act(observation) -> (what it does, what it meant): follows the ball that comes, one step ahead.
 
-    FIRE held at contact makes the ball faster, so games become shorter and the player errs more often.
-    The share of contacts at which it holds FIRE is what makes it medium.
+    All that it goes by can be seen in four frames. FIRE held at contact makes the ball faster, so that games
+    are shorter and it errs more often; random actions, which are not recorded, disturb it.
     """
-    fire_share, eps = rng.uniform(0.5, 1), rng.uniform(0, 0.02)
-    last, coming, fires, speed_y = read_ram(env, PONG_RAM), False, False, 0
+    eps, last = rng.uniform(0, 0.01), read_ram(env, PONG_RAM)
 
     def act(observation):
-        nonlocal last, coming, fires, speed_y
-        ram, before, came = read_ram(env, PONG_RAM), last, coming
-        in_play, speed_x = ram.ball_y > 0 and before.ball_y > 0, ram.ball_x - before.ball_x
-        last, coming = ram, in_play and speed_x > 0
-        if in_play and all(PONG_TOP + 8 < y < PONG_BOTTOM - 8 for y in (before.ball_y, ram.ball_y)):
-            speed_y = ram.ball_y - before.ball_y
-        elif not PONG_TOP < before.ball_y + speed_y < PONG_BOTTOM:
-            speed_y = -speed_y  # it bounced between the two reads, and their difference says nothing
-        if coming and not came:
-            fires = rng.random() < fire_share
-        if rng.random() < eps:
-            action = int(rng.integers(6))
-        else:
-            rest = 2 * ram.halfway - ram.paddle
-            push = pong_push(ram, rest, speed_x, speed_y) if coming else pong_towards(PONG_MIDDLE, rest)
-            action = PONG_PUSHES[push][int(coming and fires and ram.ball_x >= 176)]
-        return action, action
+        nonlocal last
+        ram, before = read_ram(env, PONG_RAM), last
+        last, coming = ram, ram.ball_y > 0 and before.ball_y > 0 and ram.ball_x > before.ball_x
+        goal = 2 * ram.ball_y - before.ball_y - 6.5 if coming else PONG_MIDDLE
+        ahead = goal - (2 * ram.halfway - ram.paddle)  # of where the paddle comes to rest
+        push = int(np.sign(ahead)) if abs(ahead) > 10 else 0  # one push moves it by 23 in the end
+        action = PONG_PUSHES[push][int(coming and ram.ball_x >= 150)]
+        return (int(rng.integers(6)) if rng.random() < eps else action), action
 
     return act
-
-
-def pong_push(ram, rest, speed_x, speed_y):
-    """The direction (-1 up, 0 none, 1 down) in which to push the paddle while the ball comes."""
-    steps = (PONG_CONTACT - ram.ball_x) / speed_x
-    if steps <= 0:
-        return 0
-    span = PONG_BOTTOM - PONG_TOP
-    meet = PONG_TOP + span - abs((ram.ball_y + speed_y * steps - PONG_TOP) % (2 * span) - span)
-    # only steep returns, off the ends of the paddle, beat the opponent
-    goal = meet - 6.5 + (6.5 if meet > PONG_MIDDLE else -6.5)
-    if steps > 3.5:
-        return pong_towards(goal, rest)
-    # too late for the paddle to come to rest: compare where each sequence of pushes has brought it by then;
-    # sticky actions blur every push, so of two equally good sequences the one with fewer is better
-    drift = rest - (rest - ram.paddle) * 0.25 ** steps
-    glide = [np.interp(steps - i, range(5), PONG_GLIDE) for i in range(min(3, math.ceil(steps)))]
-    pushes = itertools.product((0, -1, 1), repeat=len(glide))
-    return min(pushes, key=lambda push: abs(drift + np.dot(push, glide) - goal) + np.abs(push).sum())[0]
-
-
-def pong_towards(goal, rest):
-    """A push moves the paddle by 23 in the end, so one is worth it from half of that on."""
-    return 0 if abs(goal - rest) <= 12 else 1 if goal > rest else -1
 
 
 # --- Qbert: 0 NOOP, 1 FIRE, 2 UP, 3 RIGHT, 4 LEFT, 5 DOWN --------------------------------------
@@ -144,26 +106,34 @@ QBERT_WAYS = {  # cube -> {action: the cube it leads to}, without the hops off t
 
 
 def qbert_player(env, rng):
-    """act(observation) -> (action, action): hops to the nearest cube not coloured yet, around enemies."""
-    eps, start = rng.uniform(0.15, 0.43), 0
+    """act(observation) -> (what it does, what it meant): hops to the nearest cube not coloured yet, around
+    enemies. Random actions, which are not recorded, disturb it.
+
+    Five steps of six it is in the air, where actions do nothing. There it means the hop that it will make
+    from the cube it comes down on, so that nearly every step shows a decision.
+    """
+    eps, start, stood, hop = rng.uniform(0.1, 0.4), 0, None, 0
 
     def act(observation):
-        nonlocal start
+        nonlocal start, stood, hop
         ram = read_ram(env, QBERT_RAM)
         if (ram.colours == ram.colours[0]).all():
             start = ram.colours[0]  # a round begins
-        here = ((ram.player_y - 25) / 28, ram.player_code)
-        if here not in QBERT_CUBES or rng.random() < eps:
-            # in the air (five steps of six) actions do nothing, so random ones spread them at no cost
-            action = int(rng.integers(6))
-        else:
-            action = qbert_hop(here, ram, start, rng)
-        return action, action
+        cube = ((ram.player_y - 25) / 28, ram.player_code)
+        stands = cube in QBERT_CUBES
+        if not stands and stood:  # in the air: its column is that of where it comes down
+            ways = {action: to for action, to in QBERT_WAYS[stood].items() if to[1] == ram.player_code}
+            cube = ways.get(hop) or next(iter(ways.values()), None)
+        action = qbert_hop(cube, ram, start) if cube in QBERT_CUBES else 0
+        done = int(rng.integers(6)) if stands and rng.random() < eps else action
+        if stands:
+            stood, hop = cube, done
+        return done, action
 
     return act
 
 
-def qbert_hop(here, ram, start, rng):
+def qbert_hop(here, ram, start):
     """The action that begins the cheapest way to a cube of the start's colour, or 0 to let enemies pass."""
     danger = set()
     for row, sprite, code in zip(range(1, 6), ram.sprites, ram.codes, strict=True):
@@ -178,4 +148,4 @@ def qbert_hop(here, ram, start, rng):
             cost[cube] = min(cost[cube], *(price[to] + cost[to] for to in QBERT_WAYS[cube].values()))
     ways = {action: price[to] + cost[to] for action, to in QBERT_WAYS[here].items()}
     best = min(ways.values())
-    return 0 if best > 30 else int(rng.choice([action for action in ways if ways[action] == best]))
+    return 0 if best > 30 else next(action for action in ways if ways[action] == best)

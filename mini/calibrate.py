@@ -13,7 +13,8 @@ the first of all after it. A setting without values stays what it is. A context 
 batch four times as large, so that candidates differ in what they see and not in how much. A candidate's loss
 is the least of its checkpoints', the mean over subsets; where it lies says how many steps to take, so that
 steps cost no search of their own. Episodes are never played but to make data. Subset N is drawn with seed N,
-trained with seed N, and measured on the task's held-out episodes, which are no training data.
+trained with seed N, and measured on the task's held-out episodes, which are no training data. Of buttons,
+most of which repeat the one before, the steps count at which another one is pressed.
 """
 
 from pathlib import Path
@@ -55,7 +56,7 @@ import prepare_data
 import train
 from evaluate import load_checkpoint, load_run, merged
 from kit import artifacts
-from kit.imitation import heldout_loss, imitates, load_heldout, training_loss
+from kit.imitation import decisions, imitates, load_heldout, losses, training_loss
 from sources.download import locked
 
 FIRST = 100  # subsets below are for numbers that are reported
@@ -82,12 +83,18 @@ def measure(run, changes):
         (baselines if settings.is_baseline(method) else train).train(run, fresh=True, **changes)
         config, model, checkpoints = load_run(run)
         data, provenance = load_heldout(config)
-        curve = {load_checkpoint(model, path, config): heldout_loss(merged(model, config), config, data)
+        curve = {load_checkpoint(model, path, config): loss_of(merged(model, config), config, data)
                  for path in checkpoints}
         about = {"lm": config["lm_id"], "code": config["code"], "heldout_data": provenance["sha256"][:8],
                  "train_loss": training_loss(config, min(curve, key=curve.get))}
         shutil.rmtree(artifacts.run_folder(run))
     return curve, about
+
+
+def loss_of(model, config, data):
+    """The held-out loss; that of buttons over the steps alone at which another one is pressed."""
+    every = losses(model, config, data).double().numpy()
+    return float((every[decisions(data)] if config["discrete"] else every).mean())
 
 
 def row_of(key):

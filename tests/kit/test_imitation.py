@@ -102,6 +102,20 @@ def test_buttons_are_measured_by_their_cross_entropy():
     same(model, config, data)
 
 
+def test_buttons_are_measured_where_another_one_is_pressed_too(monkeypatch):
+    config, data = config_of("dt", "breakout-medium", context=3), frames()
+    offsets, actions = data["offsets"], data["actions"]
+    presses = [t for first, last in zip(offsets[:-1], offsets[1:], strict=True) for t in range(first, last)
+               if t == first or actions[t] != actions[t - 1]]
+    assert 0 < len(presses) < len(actions) and np.flatnonzero(imitation.decisions(data)).tolist() == presses
+    torch.manual_seed(0)
+    model = DecisionTransformer(dt_trunk(width=16, positions=9), (4, 84, 84), 4, 4096, "mlp", pixels=True)
+    found = imitation.columns(model, config, (data, {"floor_loss": None, "episodes": [1], "sha256": "0"}), 5)
+    every = imitation.losses(model, config, data)
+    assert float(found["heldout_decisions"]) == pytest.approx(every[presses].mean().item(), rel=1e-5)
+    assert float(found["heldout_loss"]) == pytest.approx(every.mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("task", ["hopper-medium", "breakout-medium"])
 def test_cloning_is_measured_from_single_states(task):
     config = config_of("bc", task)
@@ -168,7 +182,8 @@ def test_the_loss_in_training_stands_beside_it(folder):
     loss = imitation.heldout_loss(model, config_of("dt"), continuous())
     assert float(found["heldout_loss"]) == pytest.approx(loss, rel=1e-5)
     assert (found["heldout_episodes"], found["heldout_floor"], found["train_loss"]) == (3, "0.0125", "0.5")
-    assert {*found} == {*artifacts.LOSS_COLUMNS} - {"bits_per_byte"}  # DT has no language
+    # DT has no language, and Hopper no buttons
+    assert {*found} == {*artifacts.LOSS_COLUMNS} - {"bits_per_byte", "heldout_decisions"}
 
 
 def test_what_is_left_of_a_language_model(tiny_gpt2, monkeypatch):

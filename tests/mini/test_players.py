@@ -7,7 +7,7 @@ import pytest
 
 from kit.artifacts import read_csv
 from kit.settings import configuration
-from mini import players
+from mini import atari, players
 from tasks import TASKS, TRAINED
 
 CONFIGS = {task: configuration(f"mini/{task}-1/dt/seed0") for task in TASKS}
@@ -31,10 +31,30 @@ def test_a_player_is_of_medium_strength(task):
         assert not terminals[:-1].any() and last.shape == observations[0].shape
         if config["pixels"]:
             assert observations.shape == (T, 84, 84) and observations.dtype == np.uint8
-            assert set(actions.tolist()) == set(range(config["action_dim"]))
+            pressed = set(range(config["action_dim"])) - ({1} if task == "qbert-medium" else set())  # no FIRE
+            assert set(actions.tolist()) == pressed
         else:
             assert observations.shape == (T, config["state_dim"]) and np.abs(actions).max() <= 1
     assert not np.array_equal(episodes[0][1], episodes[-1][1]) or len(episodes) == 1
+
+
+def test_qberts_player_means_its_next_hop_while_it_is_in_the_air():
+    config, rng = CONFIGS["qbert-medium"], np.random.default_rng(3)
+    env = players.player_env(config)
+    observation, _ = env.reset(seed=11)
+    act, standing, meant, executed = players.make_player(config, env, rng), [], [], []
+    for _ in range(400):
+        ram = atari.read_ram(env, atari.QBERT_RAM)
+        standing.append(((ram.player_y - 25) / 28, ram.player_code) in atari.QBERT_CUBES)
+        done, label = act(observation)
+        meant.append(label)
+        executed.append(done)
+        observation, *_ = env.step(done)
+    env.close()
+    landings = [t for t in range(1, 400) if standing[t] and not standing[t - 1] and meant[t]]
+    assert len(landings) > 10
+    assert np.mean([meant[t - 1] == meant[t] for t in landings]) > 0.8  # an enemy may have moved
+    assert meant != executed and np.mean(np.equal(meant, executed)[~np.array(standing)]) == 1
 
 
 @pytest.mark.parametrize("task", ["kitchen-partial", "qbert-medium", "reacher2d-medium"])
