@@ -31,6 +31,7 @@ import plot
 from kit import artifacts, seals
 from kit.results import data_score, load_cell
 from kit.statistics import paired, replications, summarise
+from paper.claims import CLAIMS, MEASURES, compare
 from paper.grid import name_of
 from tasks import METHODS
 
@@ -38,6 +39,7 @@ FOLDER = Path("results/shipped/mini")
 MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads")  # of a run's config.json
 COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS + MADE_BY
 MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end -->")
+CLAIMED = [measure for measure in MEASURES if measure[0] != "lowest_heldout_loss"]
 FEWEST = 3  # replications that an interval is printed of: that of two says next to nothing
 FIGURE = Path("docs/hopper-medium-0.01.png")
 
@@ -217,6 +219,21 @@ def every_method(cells):
         if any(method in own for own in lines.values()):
             yield from row_of(f"`{method}`", [score(own.get(method)) for own in lines.values()])
     yield from row_of("data mean", [f"{data_score(rows):.1f}" for rows in cells.values()])
+    yield ""
+    yield from every_claim(cells)
+
+
+def every_claim(cells):
+    """What `make claims` prints of the shipped rows, where FEWEST replications have both methods."""
+    yield from row_of("claim", ["compared", "cell", "over", *(title for *_, title in CLAIMED)])
+    yield f"|{' --- |' * (4 + len(CLAIMED))}"
+    for claim, first, others in CLAIMS:
+        for second in others:
+            for cell, rows in cells.items():
+                line = compare("mini", cell, [rows], first, second)
+                if line and int(line[0].split()[0]) >= FEWEST:
+                    said = [line[1 + MEASURES.index(measure)] for measure in CLAIMED]
+                    yield from row_of(claim, [f"`{first}` - `{second}`", f"`{cell}`", line[0], *said])
 
 
 DOCUMENTS = {"README.md": front, "docs/tasks.md": every_cell, "docs/methods.md": every_method}

@@ -123,6 +123,9 @@ def test_the_documents_tables(there):
     assert "| random weights | 21.2 (2 subsets) |" in front and "| +21.0<br>+0.0000 |" in front
     assert f"| `{CELL}` |" in every and "| 34.2 [24.3, 44.2] |" in every
     assert "| `bc` | 20.2 (1 subset) |" in methods and "`cql`" not in methods
+    claim = "| few data: the difference at each ratio | `lamo` - `dt` |"
+    assert f"{claim} `{CELL}` | 3 subsets | +10.0 [+0.1, +19.9] + | -0.0200 [-0.0200, -0.0200] - |" in methods
+    assert "`lamo` - `bc`" not in methods  # of one replication
     for name in shipped.DOCUMENTS:
         artifacts.write_whole(Path(name), lambda part: part.write_text("\n".join(shipped.MARKERS)))
     run("--write")
