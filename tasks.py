@@ -187,7 +187,7 @@ ATARI = {
 
 # Where buttons mostly repeat, a model that sees them learns to repeat (docs/calibration.md): as many frames a
 # step, one in a window.
-ONE_STEP = {"context": 1, "batch_size": 240, "steps": 450, "eval_every": 150}
+ONE_STEP = {"context": 1, "batch_size": 240}
 
 # A dict inside a row holds only where its name says: a suite ("atari"), a task ("hopper-medium"), a profile
 # ("mini"), or profile and suite or task ("mini-atari", "mini-hopper-medium").

@@ -65,10 +65,10 @@ def columns(model, config, found, step, device="cpu"):
     if found is not None:
         data, provenance = found
         floor = provenance["floor_loss"]
-        every = losses(model, config, data, device).double().numpy()
+        predicted, actions = predictions(model, config, data, device)
         if config["discrete"]:
-            known["heldout_decisions"] = f"{every[decisions(data)].mean():.6g}"
-        known |= {"heldout_loss": f"{every.mean():.6g}",
+            known["heldout_decisions"] = f"{missed(predicted, actions, data):.6g}"
+        known |= {"heldout_loss": f"{loss_of(predicted, actions, config):.6g}",
                   "heldout_episodes": len(provenance["episodes"]), "heldout_data": provenance["sha256"][:8],
                   "heldout_floor": "" if floor is None else f"{floor:.6g}"}
     if config["kind"] == "sequence" and config["trunk"] != "dt" and prose(config["lm"]) is not None:
@@ -89,12 +89,25 @@ def training_loss(config, step):
 
 def heldout_loss(model, config, data, device="cpu"):
     """The mean action loss of a model over the N steps of a dataset (load_dataset's arrays)."""
-    return losses(model, config, data, device).double().mean().item()
+    return loss_of(*predictions(model, config, data, device), config)
+
+
+def loss_of(predicted, actions, config):
+    """A mean of N losses, as a number, of predictions (N, A) of actions (N,) or (N, A)."""
+    if config["discrete"]:
+        return F.cross_entropy(predicted, actions, reduction="none").double().mean().item()
+    return F.mse_loss(predicted, actions, reduction="none").double().mean().item()
+
+
+def missed(predicted, actions, data):
+    """The share of wrong buttons at the steps at which another one is pressed than before. Whoever has learnt
+    to repeat, as buttons mostly do, misses all of them at a low loss. The largest logit is what is played."""
+    at = decisions(data)
+    return (predicted.argmax(1) != actions).numpy()[at].mean()
 
 
 def decisions(data):
-    """(N,) Which steps press another button than the step before: a model that has learnt to repeat, as
-    buttons mostly do, fails there."""
+    """(N,) Which steps press another button than the step before."""
     others = np.ones(len(data["actions"]), bool)
     others[1:] = data["actions"][1:] != data["actions"][:-1]
     others[data["offsets"][:-1]] = True  # nothing was pressed before
@@ -102,8 +115,8 @@ def decisions(data):
 
 
 @torch.inference_mode()
-def losses(model, config, data, device="cpu"):
-    """The action loss (N,) of a model at each step of a dataset."""
+def predictions(model, config, data, device="cpu"):
+    """What a model predicts at each of a dataset's N steps, (N, A), and the actions there, on the CPU."""
     sequence = config["kind"] == "sequence"
     if sequence:
         precise, model.bf16 = model.bf16, False
@@ -119,12 +132,10 @@ def losses(model, config, data, device="cpu"):
         batch, mask = {name: x.to(device) for name, x in batch.items()}, mask.to(device)
         predicted = (model(**batch, attention_mask=mask) if sequence else
                      model(batch["states"][:, 0])[:, None])                        # (B, K, A)
-        predicted, actions = predicted[mask], batch["actions"][mask]               # (T, A), (T,) or (T, A)
-        found.append(F.cross_entropy(predicted, actions, reduction="none") if config["discrete"] else
-                     F.mse_loss(predicted, actions, reduction="none").mean(1))     # (T,)
+        found.append(predicted[mask].cpu())                                        # (T, A)
     if sequence:
         model.bf16 = precise
-    return torch.cat(found).cpu()
+    return torch.cat(found), arrays["actions"]
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ batch four times as large, so that candidates differ in what they see and not in
 is the least of its checkpoints', the mean over subsets; where it lies says how many steps to take, so that
 steps cost no search of their own. Episodes are never played but to make data. Subset N is drawn with seed N,
 trained with seed N, and measured on the task's held-out episodes, which are no training data. Of buttons,
-most of which repeat the one before, the steps count at which another one is pressed.
+most of which repeat the one before, the share counts that is missed where another one is pressed.
 """
 
 from pathlib import Path
@@ -56,7 +56,7 @@ import prepare_data
 import train
 from evaluate import load_checkpoint, load_run, merged
 from kit import artifacts
-from kit.imitation import decisions, imitates, load_heldout, losses, training_loss
+from kit.imitation import imitates, load_heldout, loss_of, missed, predictions, training_loss
 from sources.download import locked
 
 FIRST = 100  # subsets below are for numbers that are reported
@@ -83,7 +83,7 @@ def measure(run, changes):
         (baselines if settings.is_baseline(method) else train).train(run, fresh=True, **changes)
         config, model, checkpoints = load_run(run)
         data, provenance = load_heldout(config)
-        curve = {load_checkpoint(model, path, config): loss_of(merged(model, config), config, data)
+        curve = {load_checkpoint(model, path, config): badness(merged(model, config), config, data)
                  for path in checkpoints}
         about = {"lm": config["lm_id"], "code": config["code"], "heldout_data": provenance["sha256"][:8],
                  "train_loss": training_loss(config, min(curve, key=curve.get))}
@@ -91,10 +91,11 @@ def measure(run, changes):
     return curve, about
 
 
-def loss_of(model, config, data):
-    """The held-out loss; that of buttons over the steps alone at which another one is pressed."""
-    every = losses(model, config, data).double().numpy()
-    return float((every[decisions(data)] if config["discrete"] else every).mean())
+def badness(model, config, data):
+    """The held-out loss; of buttons, the share of decisions that are missed."""
+    predicted, actions = predictions(model, config, data)
+    return float(missed(predicted, actions, data) if config["discrete"] else
+                 loss_of(predicted, actions, config))
 
 
 def row_of(key):

@@ -111,9 +111,11 @@ def test_buttons_are_measured_where_another_one_is_pressed_too(monkeypatch):
     torch.manual_seed(0)
     model = DecisionTransformer(dt_trunk(width=16, positions=9), (4, 84, 84), 4, 4096, "mlp", pixels=True)
     found = imitation.columns(model, config, (data, {"floor_loss": None, "episodes": [1], "sha256": "0"}), 5)
-    every = imitation.losses(model, config, data)
-    assert float(found["heldout_decisions"]) == pytest.approx(every[presses].mean().item(), rel=1e-5)
-    assert float(found["heldout_loss"]) == pytest.approx(every.mean().item(), rel=1e-5)
+    predicted, pressed = imitation.predictions(model, config, data)
+    assert len(predicted) == len(actions) and pressed.tolist() == actions.tolist()
+    wrong = [predicted[t].argmax().item() != actions[t] for t in presses]
+    assert 0 < sum(wrong) and float(found["heldout_decisions"]) == pytest.approx(np.mean(wrong), rel=1e-5)
+    assert float(found["heldout_loss"]) == pytest.approx(F.cross_entropy(predicted, pressed).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("task", ["hopper-medium", "breakout-medium"])
