@@ -3,6 +3,7 @@
 import atexit
 import functools
 import gzip
+import itertools
 import os
 import shutil
 import signal
@@ -256,3 +257,21 @@ def d4rl_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("d4rl")
     write_d4rl(folder / "hopper_medium-v2.hdf5", d4rl_arrays(episodes=300)[0])
     return folder
+
+
+FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+
+
+def gone_before(number, work, of=""):
+    """Whether work(), in a process of its own, was ended, as by kill -9, before its file operation of this
+    number; it had no more, else. of: operations on files in whose path this stands."""
+    child = os.fork()
+    if child == 0:
+        seen = itertools.count()
+        sys.addaudithook(lambda event, what: event in FILE_OPERATIONS and of in str(what[0])
+                         and next(seen) == number and os._exit(99))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99

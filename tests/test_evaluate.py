@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
+from conftest import gone_before, one_line
 
 import evaluate
 from baselines import build_actor
@@ -307,6 +307,22 @@ def test_killed_at_its_end_it_leaves_nothing_behind(evaluated, folder, monkeypat
     evaluate.evaluate(RUN, episodes=2)
     assert (folder / "eval.csv").read_bytes() == whole
     assert not [*folder.glob("eval.*.csv"), *folder.glob("state*")]
+
+
+def test_killed_before_any_of_its_file_operations_it_ends_in_the_same_bytes(evaluated, folder, monkeypatch):
+    monkeypatch.chdir(evaluated.folder)
+    whole, number = interrupted(folder), 0
+    begun = {path: path.read_bytes() for path in folder.iterdir()}
+    while gone_before(number, lambda: evaluate.evaluate(RUN, episodes=2), "eval."):
+        evaluate.evaluate(RUN, episodes=2)
+        assert (folder / "eval.csv").read_bytes() == whole, number
+        assert not [*folder.glob("eval.*.csv"), *folder.glob(".*")], number
+        for path in folder.iterdir():
+            path.unlink()
+        for path, content in begun.items():
+            path.write_bytes(content)
+        number += 1
+    assert number > 5
 
 
 def fail_at(moment):

@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import gone_before
 from toy import FOLDER, STEPS, Killed, killed, train
 
-from kit import runs, seals, settings, signals
+from kit import artifacts, runs, seals, settings, signals
 
 
 def files():
@@ -83,6 +84,18 @@ def test_killed_after_its_last_weights_it_leaves_no_state_behind(once, monkeypat
     assert (FOLDER / "state.safetensors").exists() and (FOLDER / "final.safetensors").exists()
     train()
     assert not list(FOLDER.glob("state*")) and same(files(), once)
+
+
+def test_killed_before_any_of_its_file_operations_it_ends_in_the_same_bytes(once, monkeypatch):
+    monkeypatch.setattr(artifacts.Log, "SAVE_EVERY", 0.0)
+    number = 0
+    while gone_before(number, train):
+        train()
+        assert files() == once, number
+        for path in FOLDER.iterdir():
+            path.unlink()
+        number += 1
+    assert number > 30
 
 
 def damage(name):
