@@ -68,10 +68,9 @@ class DecisionTransformer(nn.Module):
     trunk       a causal LM, or a bare transformer that has no language head
     state_dim   S, or (4, 84, 84) for Atari's frames
     embeddings  "mlp": residual blocks and an MLP head; "linear": linear maps and a tanh head
-    pixels      the authors' Atari model (experiment-atari/model.py): a CNN for states, a table for
-                actions, a linear head that gives logits, the time added before the LayerNorm, and the
-                trunk's own position embeddings kept
-    channels    of the CNN's first layer; the others have twice as many
+    pixels      the authors' Atari model (experiment-atari/model.py): a CNN for states, of `channels` and
+                twice as many, a table for actions, a linear head that gives logits, the time added
+                before the LayerNorm, and the trunk's own position embeddings kept
     bf16        matrix products inside the trunk in bfloat16; the weights, the residual stream, the
                 LayerNorms, the embeddings and the heads stay in float32
     The authors' heads for the next state and return train on nothing, so they are left out.
@@ -90,8 +89,7 @@ class DecisionTransformer(nn.Module):
         self.embed_return = embed(nn.Linear(1, hidden))
         if pixels:
             cnn = FrameCNN(hidden, (channels, 2 * channels, 2 * channels))
-            self.embed_state = nn.Sequential(
-                cnn, *([ResidualMLP(nn.Linear(hidden, hidden), hidden)] if mlp else []))
+            self.embed_state = nn.Sequential(cnn, *([embed(nn.Linear(hidden, hidden))] if mlp else []))
             self.embed_action = embed(nn.Embedding(action_dim, hidden))
         else:
             self.embed_state = embed(nn.Linear(state_dim, hidden))
