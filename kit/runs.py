@@ -8,6 +8,7 @@ A finished run is left alone, a killed one goes on, and one with other settings 
 trained is lost to a changed word.
 """
 
+import functools
 import json
 import subprocess
 import time
@@ -43,10 +44,14 @@ def make_record(config, provenance, mean, std, device, model, **more):
 
 
 def code_version():
-    """The commit, with -dirty if files differ from it; "unknown" outside a git checkout."""
-    result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
-                            cwd=Path(__file__).parent, capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else "unknown"
+    """The commit, with -dirty if files differ from it, rows that ship apart; "unknown" outside a git
+    checkout."""
+    git = functools.partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True)
+    commit = git(["git", "describe", "--always", "--abbrev=12"])
+    if commit.returncode:
+        return "unknown"
+    same = git(["git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)results/shipped"])
+    return commit.stdout.strip() + "-dirty" * bool(same.returncode)
 
 
 # --- its beginning, and going on -----------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a run goes on from: stopped, killed or damaged at any step, it ends in the same bytes."""
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -147,3 +148,27 @@ def test_fresh_also_helps_where_the_record_is_damaged(tmp_path, monkeypatch):
     runs.begin(folder, config, {}, [], replace=False, fresh=True)
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     assert seals.read_json(folder / "config.json")["steps"] == config["steps"]
+
+
+def test_the_code_of_a_run_is_a_commit_and_rows_that_ship_are_no_code(tmp_path, monkeypatch):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "kit" / "runs.py"))
+    (tmp_path / "kit").mkdir()
+    assert runs.code_version() == "unknown"
+    rows, code = tmp_path / "results" / "shipped" / "rows.csv.gz", tmp_path / "train.py"
+    rows.parent.mkdir(parents=True)
+    for path in (rows, code):
+        path.write_text("before")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "all")
+    commit = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+    assert runs.code_version() == commit
+    rows.write_text("after")
+    (tmp_path / "new.txt").write_text("nobody's")
+    assert runs.code_version() == commit
+    code.write_text("after")
+    assert runs.code_version() == f"{commit}-dirty"
