@@ -181,13 +181,12 @@ ATARI = {
     "lora_rank": 32,
     "lora_alpha": 32,
     "episodes": 5,
-    "mini": {"batch_size": 8, "channels": 16, "warmup": 50, "lr": 2e-3, "steps": 900, "eval_every": 300,
+    "mini": {"batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 150,
              "player_horizon": 10_000},                          # whole games of Pong
 }
 
-# Where buttons mostly repeat, a model that sees them learns to repeat (docs/calibration.md): as many frames a
-# step, one in a window.
-ONE_STEP = {"context": 1, "batch_size": 240}
+# Where buttons mostly repeat, a model that sees them learns to repeat (docs/calibration.md).
+ONE_STEP = {"context": 1, "batch_size": 240, "channels": 16, "lr": 2e-3, "steps": 900, "eval_every": 300}
 
 # A dict inside a row holds only where its name says: a suite ("atari"), a task ("hopper-medium"), a profile
 # ("mini"), or profile and suite or task ("mini-atari", "mini-hopper-medium").
