@@ -10,7 +10,7 @@ Seeds that share a subset are in CELL, or CELL-d3, alone, so that no table has t
 
 import re
 
-from kit import artifacts, fail, seals, settings
+from kit import artifacts, fail, lock, seals, settings
 from tasks import METHODS
 
 
@@ -20,6 +20,7 @@ def collect(cell):
     methods, rows, first = list(METHODS), [], {}
     for path in evaluated(cell, methods):
         run = settings.run_name(str(path.parent))
+        lock.tidy(run, path.parent)
         config = artifacts.load_config(run)
         config |= artifacts.read_json(path.parent / "eval.json", f"evaluate again: python evaluate.py {run}")
         subset = settings.split_subset(config["cell"])[1]

@@ -163,6 +163,13 @@ def take_over(lock, claim):
         return None
 
 
+def tidy(name, folder):
+    """Remove what a process left that was killed at its very end, so that no other one has to come here."""
+    if (folder / "running.json").exists() and alive(folder) is None:
+        with held(name, folder, "gathering"):
+            (folder / "progress.json").unlink(missing_ok=True)
+
+
 def alive(folder):
     """The record of the process that works on it; None if there is none, {} if it is not whole yet."""
     lock = folder / "running.json"

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import socket
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from conftest import gone_before, one_line
 
 import evaluate
 from baselines import build_actor
-from kit import artifacts, seals
+from kit import artifacts, lock, seals
 from kit.artifacts import LOSS_COLUMNS, RESULT_COLUMNS, heldout_path
 from kit.envs import make_env
 from kit.gathering import collect, episodes_of, of_run
@@ -323,6 +325,23 @@ def test_killed_before_any_of_its_file_operations_it_ends_in_the_same_bytes(eval
             path.write_bytes(content)
         number += 1
     assert number > 5
+
+
+def test_a_lock_that_was_left_at_the_very_end_is_gone_when_the_cell_is_gathered(evaluated, folder):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    owner = {"host": socket.gethostname(), "pid": gone.pid, "place": lock.place(),
+             "processes": [(gone.pid, "1")]}
+    for name in ("running.json", "progress.json"):
+        (folder / name).write_text(seals.json_text(owner))
+    other = folder.parent / "seed1" / "running.json"
+    other.write_text(seals.json_text(owner | {"processes": [(os.getpid(), lock.born(os.getpid()))]}))
+    try:
+        evaluated("evaluate.py", "--collect", "paper/hopper-medium-0.1")
+        assert not (folder / "running.json").exists() and not (folder / "progress.json").exists()
+        assert other.exists()  # of somebody who works
+    finally:
+        other.unlink()
 
 
 def fail_at(moment):

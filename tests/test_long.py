@@ -15,7 +15,8 @@ def test_a_server_that_sends_other_bytes_would_be_found_out(tmp_path, monkeypatc
 
 def test_a_stage_that_is_killed_ends_in_the_same_bytes():
     found = long.kills(4)
-    assert len(found) == 4 * len(long.STAGES) and {outcome for _, outcome, _ in found} == {"harmless"}, found
+    assert len(found) == 4 * len(long.STAGES)
+    assert [attack for attack in found if attack[1] != "harmless"] == []
 
 
 def test_two_makes_of_one_cell_end_in_the_same_bytes():
