@@ -1,5 +1,9 @@
 """tests/long.py at a small size: its attacks find nothing, and would say so. Full size: `make test-long`."""
 
+import os
+import signal
+import time
+
 import long
 
 
@@ -17,6 +21,17 @@ def test_a_stage_that_is_killed_ends_in_the_same_bytes():
     found = long.kills(4)
     assert len(found) == 4 * len(long.STAGES)
     assert [attack for attack in found if attack[1] != "harmless"] == []
+
+
+def test_a_make_that_is_killed_at_the_very_end_of_its_last_stage_leaves_no_lock(tmp_path):
+    stage = long.Stage("make", tmp_path)
+    stage.reset()
+    process, last = stage.start(), tmp_path / "runs" / long.RUN.replace("/dt/", "/bc/")
+    while not (last / "eval.csv").exists():
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert stage.again() == ("harmless", "")
 
 
 def test_two_makes_of_one_cell_end_in_the_same_bytes():
