@@ -28,6 +28,7 @@ def test_a_make_that_is_killed_at_the_very_end_of_its_last_stage_leaves_no_lock(
     stage.reset()
     process, last = stage.start(), tmp_path / "runs" / long.RUN.replace("/dt/", "/bc/")
     while not (last / "eval.csv").exists():
+        assert process.poll() is None
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
