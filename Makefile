@@ -226,7 +226,7 @@ table/%: figures/%.png
 
 # A cell, whose name is what people type: its runs, then the table and the figure of those that are there, also
 # when one failed.
-smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2,$(METHODS))),$(VENV)/ready-smollm2)
+smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2%,$(METHODS))),$(VENV)/ready-smollm2)
 packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 # make passes SIGTERM on to the shell that called the make below it, which ends without a word to that one
 heirs    = $(ASKING) -m kit.signals

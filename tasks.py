@@ -294,6 +294,8 @@ TASKS = {
 
 # Each method states only what differs from LaMo. "suites" are those it exists for, if not for all.
 CONTINUOUS = ("mujoco", "kitchen", "reacher2d")
+SMOLLM2 = {"steps": 400, "eval_every": 200}  # eight of its blocks take a second a step
+
 METHODS = {
     "lamo": {},
     "dt": {                                   # Decision Transformer: 3 layers of 128, one head
@@ -355,6 +357,11 @@ METHODS = {
     "lamo-rank64": {"lora_rank": 64, "lora_alpha": 128, "atari": {"lora_alpha": 64}},
     "lamo-medium": {"lm": "gpt2-medium", "mini": {"lm": None}},
     "lamo-smollm2": {"lm": "smollm2"},
+    # its first blocks alone, which two cores can train, and the same with random weights
+    "lamo-smollm2-2": {"lm": "smollm2", "lm_layers": 2, "mini": SMOLLM2},
+    "lamo-smollm2-2-random": {"lm": "smollm2", "lm_layers": 2, "trunk": "random", "mini": SMOLLM2},
+    "lamo-smollm2-8": {"lm": "smollm2", "lm_layers": 8, "mini": SMOLLM2},
+    "lamo-smollm2-8-random": {"lm": "smollm2", "lm_layers": 8, "trunk": "random", "mini": SMOLLM2},
     "lamo-released": {"released": True, "suites": ("kitchen", "atari"), "atari": {"dropout": 0.0}},
 }
 

@@ -116,6 +116,8 @@ def test_every_method_states_what_differs():
               "lamo-frozen": {"train", "lm_weight"}, "lamo-lm0": {"lm_weight"}, "lamo-lm0.1": {"lm_weight"},
               "lamo-lm1": {"lm_weight"}, "lamo-rank4": {"lora_rank", "lora_alpha"},
               "lamo-rank64": {"lora_rank", "lora_alpha"}, "lamo-medium": {"lm"}, "lamo-smollm2": {"lm"},
+              "lamo-smollm2-2": {"lm", "lm_layers"}, "lamo-smollm2-2-random": {"lm", "lm_layers", "trunk"},
+              "lamo-smollm2-8": {"lm", "lm_layers"}, "lamo-smollm2-8-random": {"lm", "lm_layers", "trunk"},
               "wiki": {"train", "embeddings", "weight_decay", "lm_weight"},
               "lamo-released": {"released", "dropout"}}
     for task in tasks.TASKS:
