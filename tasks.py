@@ -288,7 +288,7 @@ TASKS = {
         "weight_decay": 1e-1,
         "mini": ATARI["mini"] | ONE_STEP | {
             "player": "pong", "player_env": "PongNoFrameskip-v0",
-            "trajectories": 60},
+            "trajectories": 200, "target_returns": (0.0, -10.0), "steps": 1_600, "eval_every": 800},
     },
 }
 

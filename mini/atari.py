@@ -67,9 +67,10 @@ def pong_player(env, rng):
     """act(observation) -> (what it does, what it meant): follows the ball that comes, one step ahead.
 
     All that it goes by can be seen in four frames. FIRE held at contact makes the ball faster, so that games
-    are shorter and it errs more often; random actions, which are not recorded, disturb it.
+    are shorter and it errs more often. Random pushes, which are not recorded, move the paddle about while the
+    ball goes away: what to do wherever a learner's own errors bring the paddle is in the data.
     """
-    eps, last = rng.uniform(0, 0.01), read_ram(env, PONG_RAM)
+    eps, last, pushes = rng.uniform(0, 0.1), read_ram(env, PONG_RAM), []
 
     def act(observation):
         nonlocal last
@@ -79,7 +80,9 @@ def pong_player(env, rng):
         ahead = goal - (2 * ram.halfway - ram.paddle)  # of where the paddle comes to rest
         push = int(np.sign(ahead)) if abs(ahead) > 10 else 0  # one push moves it by 23 in the end
         action = PONG_PUSHES[push][int(coming and ram.ball_x >= 150)]
-        return (int(rng.integers(6)) if rng.random() < eps else action), action
+        if not pushes and not coming and rng.random() < eps:
+            pushes.extend([int(rng.integers(2, 4))] * int(rng.integers(2, 13)))
+        return (pushes.pop() if pushes else action), action
 
     return act
 
