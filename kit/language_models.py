@@ -191,15 +191,19 @@ def check_size(config, name):
         fail(f"{name} does not hold a causal language model that can be used: {first_words(error)}")
 
 
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """A trunk's blocks, the first one first."""
+    base = getattr(model.base_model, "decoder", model.base_model)  # OPT's are one deeper
+    return base.h if hasattr(base, "h") else base.layers
+
+
 def keep_first(model: nn.Module, layers: int, name: str) -> nn.Module:
     """A model with its first blocks alone, in place."""
-    base = getattr(model.base_model, "decoder", model.base_model)  # OPT's are one deeper
-    holder = "h" if hasattr(base, "h") else "layers"
-    blocks = getattr(base, holder)
+    blocks = blocks_of(model)
     if not 0 <= layers <= len(blocks):
         fail(f"{name} has {len(blocks)} blocks, of which --lm_layers {layers} cannot be kept; 0 keeps all")
     if layers:
-        setattr(base, holder, blocks[:layers])
+        del blocks[layers:]
         model.config.num_hidden_layers = layers  # which some families count by
     return model
 

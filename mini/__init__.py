@@ -7,6 +7,7 @@ train_player   trains the agents that play MuJoCo and Reacher2d, and measures an
 pretrain       pre-trains the small GPT-2 and its three controls, measures and samples them
 corpus         collects the English prose they are pre-trained on
 calibrate      chooses the settings, by the loss on held-out episodes; calibration.csv is what it found
+readout        measures what a language model passes on of a trajectory before it is trained
 heldout.txt    the prose they are measured on
 weights/       players/ the agents; lm/, lm-random/, lm-early/, lm-markov/ the models
 README.md      what ships, how it was made, how good it is, and the licences of its text

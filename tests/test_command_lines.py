@@ -26,7 +26,7 @@ import prepare_data
 import train
 from kit import plan, settings, slurm, status, video, watch
 from kit.gathering import collect
-from mini import calibrate, corpus, pretrain, train_player
+from mini import calibrate, corpus, pretrain, readout, train_player
 from paper import claims, report
 from tasks import RANGES
 
@@ -61,6 +61,7 @@ PROGRAMS = {
     "claims": (claims.OPTIONS, claims.main, ["results/mini"]),
     "pretrain": (pretrain.OPTIONS, pretrain.main, ["corpus", "--out", "lm"]),
     "calibrate": (calibrate.OPTIONS, calibrate.main, ["hopper-medium"]),
+    "readout": (readout.OPTIONS, readout.main, ["hopper-medium-0.01"]),
     "corpus": (corpus.OPTIONS, lambda args: corpus.main(args.folder), ["corpus"]),
     "train_player": (train_player.OPTIONS, train_player.main, ["hopper-medium"]),
     "benchmark": (speed.OPTIONS, speed.benchmark, []),
@@ -111,6 +112,7 @@ FURTHER = {
                  ["--markov", "--out", "lm", "--vocabulary", "70000"]],
     "calibrate": [[], ["x"], ["hopper-medium", "--subsets", "0"], ["hopper-medium", "--ratio", "0.10"],
                   ["hopper-medium", "--methods", "iql"]],
+    "readout": [["x"], ["hopper-medium"], ["hopper-medium-0.10"], ["pong-medium-0.1"]],
     "train_player": [["kitchen-complete"], ["x"]], "benchmark": [["--only", "nonsense"]],
 }
 
