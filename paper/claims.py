@@ -33,6 +33,8 @@ from tasks import TASKS
 # the claim, the method that it speaks for, those that it is compared with
 CLAIMS = (
     ("pre-training helps", "lamo", ("lamo-random", "lamo-random-corpus", "lamo-early", "lamo-markov")),
+    ("pre-training helps, SmolLM2's first 2 blocks", "lamo-smollm2-2", ("lamo-smollm2-2-random",)),
+    ("pre-training helps, its first 8 blocks", "lamo-smollm2-8", ("lamo-smollm2-8-random",)),
     ("LoRA rather than fine-tuning", "lamo", ("lamo-full", "lamo-frozen")),
     ("MLP embeddings", "lamo-mlp", ("lamo-linear",)),
     ("the language loss", "lamo-lm0.1", ("lamo-lm0", "lamo-lm1")),

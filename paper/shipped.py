@@ -174,21 +174,19 @@ def over(line):
 
 
 def front(cells):
-    """README's table: a column a cell of FEW; scores of MAIN, and what they differ by from LaMo's, in
+    """README's table: a row a cell of FEW; scores of MAIN, and what LaMo's differ by from the others', in
     held-out loss, too."""
-    cells = {cell: rows for cell, rows in cells.items() if cell in FEW}
-    lines = {cell: lines_of(rows) for cell, rows in cells.items()}
-    yield from row_of("", [f"`{cell}`, {over(max(own.values(), key=lambda line: len(line['seeds'])))}"
-                           for cell, own in lines.items()])
-    yield f"|{' --- |' * (1 + len(cells))}"
-    for method in MAIN:
-        yield from row_of(title(method), [score(lines[cell].get(method)) for cell in cells])
-    yield from row_of("data mean", [f"{data_score(rows):.1f}" for rows in cells.values()])
-    for other in MAIN[1:]:
-        yield from row_of(f"LaMo - {title(other)}, score<br>and held-out loss", [
-            "<br>".join(filter(None, (difference(rows, "lamo", other, "score", "+.1f"),
-                                      difference(rows, "lamo", other, "heldout_loss", "+.4f"))))
-            for rows in cells.values()])
+    yield from row_of("", [*map(title, MAIN), "data mean", *(
+        f"LaMo - {title(other)}: score<br>and held-out loss" for other in MAIN[1:])])
+    yield f"|{' --- |' * (2 * len(MAIN) + 1)}"
+    for cell, rows in cells.items():
+        if cell in FEW:
+            lines = lines_of(rows)
+            yield from row_of(f"`{cell}`, {over(max(lines.values(), key=lambda line: len(line['seeds'])))}", [
+                *(score(lines.get(method)) for method in MAIN), f"{data_score(rows):.1f}", *(
+                    "<br>".join(filter(None, (difference(rows, "lamo", other, "score", "+.1f"),
+                                              difference(rows, "lamo", other, "heldout_loss", "+.4f"))))
+                    for other in MAIN[1:])])
 
 
 def title(method):
