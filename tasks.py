@@ -288,7 +288,7 @@ TASKS = {
         "weight_decay": 1e-1,
         "mini": ATARI["mini"] | ONE_STEP | {
             "player": "pong", "player_env": "PongNoFrameskip-v0",
-            "trajectories": 200, "target_returns": (0.0, -10.0), "steps": 1_600, "eval_every": 800},
+            "trajectories": 300, "target_returns": (0.0, -10.0), "steps": 1_600, "eval_every": 800},
     },
 }
 
@@ -358,7 +358,7 @@ METHODS = {
     "lamo-medium": {"lm": "gpt2-medium", "mini": {"lm": None}},
     "lamo-smollm2": {"lm": "smollm2"},
     # its first blocks alone, which two cores can train, and the same with random weights
-    "lamo-smollm2-2": {"lm": "smollm2", "lm_layers": 2, "mini": SMOLLM2},
+    "lamo-smollm2-2": {"lm": "smollm2", "lm_layers": 2, "mini": SMOLLM2 | {"lr": 4e-3}},
     "lamo-smollm2-2-random": {"lm": "smollm2", "lm_layers": 2, "trunk": "random", "mini": SMOLLM2},
     "lamo-smollm2-8": {"lm": "smollm2", "lm_layers": 8, "mini": SMOLLM2},
     "lamo-smollm2-8-random": {"lm": "smollm2", "lm_layers": 8, "trunk": "random", "mini": SMOLLM2},
