@@ -1,6 +1,6 @@
 """What a trunk passes on of a trajectory before anything is trained, block by block.
 
-    .venv/bin/python -m mini.readout --write             # three cells, five language models: ten minutes
+    .venv/bin/python -m mini.readout --write             # four cells, five language models: ten minutes
     .venv/bin/python -m mini.readout hopper-medium-0.1 --lms mini /models/pythia-70m
 
 reads   tasks.py, the language models; makes the data of subset 100 in build/calibrate/, as mini/calibrate.py
@@ -21,7 +21,7 @@ from pathlib import Path
 from kit import fail, settings, signals
 from tasks import LANGUAGE_MODELS
 
-CELLS = ("hopper-medium-0.01", "walker2d-medium-0.01", "kitchen-complete-0.3")
+CELLS = ("hopper-medium-0.01", "walker2d-medium-0.01", "kitchen-complete-0.3", "reacher2d-medium-0.3")
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("cells", nargs="*", metavar="CELL", help=f"{', '.join(CELLS)} else")
 OPTIONS.add_argument("--lms", nargs="+", default=[*LANGUAGE_MODELS, "smollm2"], help="language models")
