@@ -110,6 +110,9 @@ def run(request, streams):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    # after a fork PyTorch makes its threads anew when they are first asked for, and asserts where two of
+    # transformers' loading threads do that at once ("Invalid thread pool!"): here there is one thread yet
+    sys.modules["torch"].set_num_threads(1)
     module = request["argv"][0] == "-m"
     sys.argv = request["argv"][module:]
     sys.path[0] = request["cwd"] if module else os.path.dirname(os.path.abspath(sys.argv[0]))
