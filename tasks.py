@@ -294,7 +294,7 @@ TASKS = {
 
 # Each method states only what differs from LaMo. "suites" are those it exists for, if not for all.
 CONTINUOUS = ("mujoco", "kitchen", "reacher2d")
-SMOLLM2 = {"steps": 400, "eval_every": 400, "score_window": 1}  # two blocks play 100 steps a second
+SMOLLM2 = {"steps": 400, "eval_every": 400, "score_window": 1}  # to play with it costs more than to train
 
 METHODS = {
     "lamo": {},

@@ -42,10 +42,9 @@ import prepare_data
 import train
 from kit import artifacts
 from kit.language_models import blocks_of
-from mini.calibrate import BUILD
+from mini.calibrate import BUILD, FIRST
 from model import build_model
 
-SUBSET = 100
 DEPTHS = (1, 2, 4, 8, 16, 30)  # blocks after which it is read, as far as there are so many
 PENALTIES = 10.0 ** np.arange(-4, 4)
 MARKERS = ("<!-- readout: begin, of python -m mini.readout --write -->", "<!-- readout: end -->")
@@ -53,13 +52,13 @@ MARKERS = ("<!-- readout: begin, of python -m mini.readout --write -->", "<!-- r
 
 def arrays_of(cell):
     """(a run of this cell, training arrays, held-out arrays), of which each is (arrays, ends) of train.py."""
-    run = f"mini/{cell}-d{SUBSET}/lamo/seed{SUBSET}"
+    run = f"mini/{cell}-d{FIRST}/lamo/seed{FIRST}"
     config = settings.configuration(run)
     if config["pixels"]:
         fail(f"{cell}: buttons are no numbers that a linear map finds; name a cell with continuous actions")
     BUILD.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(BUILD):
-        prepare_data.prepare(prepare_data.OPTIONS.parse_args([f"mini/{cell}-d{SUBSET}"]))
+        prepare_data.prepare(prepare_data.OPTIONS.parse_args([f"mini/{cell}-d{FIRST}"]))
         arrays, ends, *known = train.training_arrays(train.load_data(config)[0], config)
         data, _ = artifacts.load_dataset(artifacts.heldout_path(f"mini/{config['task']}"))
     return run, (arrays, ends), train.training_arrays(data, config, known)[:2]
@@ -118,12 +117,23 @@ def measure(run, training, heldout, lm, random, count):
     """({depth: error of the read-out}, the constant share of what leaves the trunk)."""
     method = "lamo-random" if random else "lamo"
     config = settings.configuration(run.replace("/lamo/", f"/{method}/"), lm=lm) | {"dtype": "float32"}
-    torch.manual_seed(SUBSET)
+    torch.manual_seed(FIRST)
     model = build_model(config).eval()
     states, actions = hidden_states(model, *training, count, config["context"])
     others, theirs = hidden_states(model, *heldout, count, config["context"])
     return ({depth: readout(states[depth], actions, others[depth], theirs) for depth in states},
             constant(states[-1]))
+
+
+def trunks(lms):
+    """(what it is called, language model, whether its weights are random) of each language model, and of each
+    shape with random weights once: the kit's own models have one shape."""
+    shapes = {}
+    for lm in lms:
+        yield f"`{lm}`", lm, False
+        shape = "mini" if lm in LANGUAGE_MODELS else lm
+        if shapes.setdefault(shape, lm) == lm:
+            yield f"random, {shape}'s shape", lm, True
 
 
 def table(cells, args):
@@ -133,18 +143,10 @@ def table(cells, args):
     yield f"|{' --- |' * len(head)}"
     for cell in cells:
         run, training, heldout = arrays_of(cell)
-        shapes = set()
-        for lm in args.lms:
-            for random in (False, True):
-                # controls of one shape have one random trunk between them
-                shape = "mini" if lm in LANGUAGE_MODELS else lm
-                if random and shape in shapes:
-                    continue
-                shapes |= {shape} if random else set()
-                errors, share = measure(run, training, heldout, lm, random, args.windows)
-                said = [f"{errors[depth]:.3f}" if depth in errors else "" for depth in (0, *DEPTHS, -1)]
-                name = f"random, {shape}'s shape" if random else f"`{lm}`"
-                yield f"| `{cell}` | {name} | {' | '.join(said)} | {share:.2f} |"
+        for name, lm, random in trunks(args.lms):
+            errors, share = measure(run, training, heldout, lm, random, args.windows)
+            said = [f"{errors[depth]:.3f}" if depth in errors else "" for depth in (0, *DEPTHS, -1)]
+            yield f"| `{cell}` | {name} | {' | '.join(said)} | {share:.2f} |"
 
 
 def main(args):

@@ -70,7 +70,7 @@ def shipped_path(cell):
 def shipped_rows(cell):
     """The rows of a cell's runs that are as tasks.py has them, as text; none where there is no file."""
     path = shipped_path(cell)
-    return [row for row in (artifacts.read_csv(path, COLUMNS) if path.exists() else []) if as_asked(row)]
+    return as_asked(artifacts.read_csv(path, COLUMNS)) if path.exists() else []
 
 
 @functools.cache
@@ -78,18 +78,21 @@ def last_step(cell, method):
     return settings.configuration(f"mini/{cell}/{method}/seed0")["steps"]
 
 
-def as_asked(row):
-    return not row["changed"] and int(row["step"]) <= last_step(
-        f"{row['task']}-{float(row['ratio']):g}", row["method"])
+def as_asked(rows):
+    """The rows of those runs of a cell that have the method's own settings, its last step included."""
+    last = {}
+    for row in rows:
+        run = row["method"], row["seed"]
+        last[run] = max(last.get(run, 0), int(row["step"]))
+    return [row for row in rows if not row["changed"] and last[row["method"], row["seed"]] == last_step(
+        f"{row['task']}-{float(row['ratio']):g}", row["method"])]
 
 
 def missing():
     """Lines of words for make, each of a cell and of methods that lack the same seeds."""
     for cells, methods, count in GRID:
         for cell in cells:
-            # a run's last row is that of its last step, or its steps are not those of tasks.py
-            done = {(row["method"], int(row["seed"])) for row in shipped_rows(cell)
-                    if int(row["step"]) == last_step(cell, row["method"])}
+            done = {(row["method"], int(row["seed"])) for row in shipped_rows(cell)}
             lacking = {}
             for method in methods:
                 seeds = " ".join(str(seed) for seed in range(count) if (method, seed) not in done)
@@ -111,7 +114,7 @@ def take():
         rows = new + [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs]
         order = list(METHODS)
         rows.sort(key=lambda row: (order.index(row["method"]), int(row["seed"])))  # stable
-        rows = [{name: row[name] for name in COLUMNS} for row in rows if as_asked(row)]
+        rows = [{name: row[name] for name in COLUMNS} for row in as_asked(rows)]
         content = gzip.compress(artifacts.csv_text(COLUMNS, rows).encode("utf-8"), mtime=0)
         path = shipped_path(cell)
         if rows and not (path.exists() and path.read_bytes() == content):

@@ -82,9 +82,20 @@ def test_what_cannot_be_read_out_is_refused_in_one_line(words, said, tmp_path, m
     assert "\n" not in stop.value.code
 
 
-def test_the_document_has_the_trunks_of_the_command():
+def numbers(line):
+    return [float(word) for word in line.split(" | ")[2:-1] if word.strip()]
+
+
+def test_the_document_has_the_trunks_and_the_numbers_of_the_command(tmp_path, monkeypatch, capsys):
     text = (KIT / "docs/methods.md").read_text()
-    table = text[text.index(readout.MARKERS[0]):text.index(readout.MARKERS[1])]
+    table = text[text.index(readout.MARKERS[0]):text.index(readout.MARKERS[1])].splitlines()
     for cell in readout.CELLS:
-        for lm in readout.OPTIONS.get_default("lms"):
-            assert f"| `{cell}` | `{lm}` |" in table
+        for name, *_ in readout.trunks(readout.OPTIONS.get_default("lms")):
+            assert sum(line.startswith(f"| `{cell}` | {name} |") for line in table) == 1
+    monkeypatch.chdir(tmp_path)
+    run("reacher2d-medium-0.3", "--lms", "mini")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert len(lines) == 2
+    for line in lines:
+        kept, = (old for old in table if old.split(" | ")[:2] == line.split(" | ")[:2])
+        assert numbers(line) == pytest.approx(numbers(kept), abs=0.002)  # sums round otherwise elsewhere
