@@ -250,7 +250,7 @@ TASKS = {
     "kitchen-partial": KITCHEN | {
         "dataset": "kitchen-partial-v0",
         "ratios": ("0.01", "0.1", "1"),
-        "mini": KITCHEN["mini"] | {"player": "kitchen-partial", "trajectories": 601},
+        "mini": KITCHEN["mini"] | {"player": "kitchen-partial", "trajectories": 601, "steps": 1_200},
     },
     "breakout-medium": ATARI | {
         "env": "BreakoutNoFrameskip-v4",
