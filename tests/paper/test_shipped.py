@@ -62,6 +62,8 @@ def test_what_is_missing_is_words_for_make(there):
         cell, task = line.split()[0], line.split()[0].rpartition("-")[0]
         assert cell in settings.cells() and line.endswith("SUBSETS=seed") != cell.endswith("-1")
         assert "iql" not in line or not TASKS[task].get("discrete")  # which Atari has not
+        assert (" lamo-linear" in line) <= (cell != CELL), "linear embeddings are LaMo's own on Hopper"
+    assert any("lamo-linear" in line for line in before)
     there("lamo", [40, 41])
     there("dt", [30])
     assert missing() == before  # until they are taken
