@@ -182,7 +182,7 @@ ATARI = {
     "lora_alpha": 32,
     "episodes": 5,
     "mini": {"batch_size": 16, "warmup": 50, "lr": 1e-3, "steps": 600, "eval_every": 150,
-             "player_horizon": 10_000},                          # whole games of Pong
+             "player_horizon": 10_000},                          # whole games
 }
 
 # Where buttons mostly repeat, a model that sees them learns to repeat (docs/calibration.md).
@@ -288,7 +288,8 @@ TASKS = {
         "weight_decay": 1e-1,
         "mini": ATARI["mini"] | ONE_STEP | {
             "player": "pong", "player_env": "PongNoFrameskip-v0",
-            "trajectories": 300, "target_returns": (0.0, -10.0), "steps": 1_600, "eval_every": 800},
+            "player_horizon": 4096,           # even players may play for hours
+            "trajectories": 300, "target_returns": (0.0, -10.0), "steps": 1_200, "eval_every": 600},
     },
 }
 

@@ -54,35 +54,37 @@ def breakout_player(env, rng):
 # --- Pong: 0 NOOP, 1 FIRE, 2 RIGHT (up), 3 LEFT (down), 4 RIGHTFIRE, 5 LEFTFIRE ----------------
 
 PONG_RAM = {
-    "paddle": 51,  # y, 38 at the top to 203; 6.5 less than `ball_y` when its middle meets the ball
-    "halfway": 60,  # the paddle glides to a rest as far beyond this as it now is short of it
-    "ball_x": 49,  # grows towards the player
+    "paddle": 51,  # y, 38 at the top to 203; 7.5 less than `ball_y` when its middle meets the ball
     "ball_y": 54,  # grows downwards; 0 when there is no ball, and the next one serves itself
 }
-PONG_PUSHES = {0: (0, 1), -1: (2, 4), 1: (3, 5)}  # direction -> its action without and with FIRE
+PONG_PUSHES = {0: 0, -1: 2, 1: 3}  # direction -> its action; FIRE would make the ball too fast to follow
 PONG_MIDDLE = 125
+PONG_OFF = 5  # how far the paddle's middle keeps ahead of the ball's: it meets the ball off its middle
 
 
 def pong_player(env, rng):
-    """act(observation) -> (what it does, what it meant): follows the ball that comes, one step ahead.
+    """act(observation) -> (what it does, what it meant): keeps level with the ball, one step ahead.
 
-    All that it goes by can be seen in four frames. FIRE held at contact makes the ball faster, so that games
-    are shorter and it errs more often. Random pushes, which are not recorded, move the paddle about while the
-    ball goes away: what to do wherever a learner's own errors bring the paddle is in the data.
+    It goes by positions that four frames show, the paddle's speed included: what the memory says of where the
+    paddle is going to is not drawn yet in every second game, those that begin at an odd frame. It does the
+    same wherever the ball flies: one that waits in the middle teaches that a paddle at rest waits. Random
+    actions, held for some steps and not recorded, move the paddle about: how the player comes back from
+    wherever a learner's own errors bring it is in the data. How many there are is drawn once a game, and
+    decides who wins it.
     """
-    eps, last, pushes = rng.uniform(0, 0.1), read_ram(env, PONG_RAM), []
+    eps, last, held = rng.uniform(0, 0.1), read_ram(env, PONG_RAM), []
 
     def act(observation):
         nonlocal last
         ram, before = read_ram(env, PONG_RAM), last
-        last, coming = ram, ram.ball_y > 0 and before.ball_y > 0 and ram.ball_x > before.ball_x
-        goal = 2 * ram.ball_y - before.ball_y - 6.5 if coming else PONG_MIDDLE
-        ahead = goal - (2 * ram.halfway - ram.paddle)  # of where the paddle comes to rest
-        push = int(np.sign(ahead)) if abs(ahead) > 10 else 0  # one push moves it by 23 in the end
-        action = PONG_PUSHES[push][int(coming and ram.ball_x >= 150)]
-        if not pushes and not coming and rng.random() < eps:
-            pushes.extend([int(rng.integers(2, 4))] * int(rng.integers(2, 13)))
-        return (pushes.pop() if pushes else action), action
+        last, fall = ram, ram.ball_y - before.ball_y
+        played = ram.ball_y > 0 and before.ball_y > 0
+        goal = ram.ball_y + fall + PONG_OFF * np.sign(fall) - 7.5 if played else PONG_MIDDLE
+        ahead = goal - (2 * ram.paddle - before.paddle)  # of where the paddle glides to
+        action = PONG_PUSHES[int(np.sign(ahead)) if abs(ahead) > 11 else 0]  # one push moves it by 23 in the end
+        if not held and rng.random() < eps:
+            held.extend([int(rng.choice((0, 2, 3)))] * int(rng.integers(2, 13)))
+        return (held.pop() if held else action), action
 
     return act
 

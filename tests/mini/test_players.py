@@ -15,13 +15,13 @@ CONFIGS = {task: configuration(f"mini/{task}-1/dt/seed0") for task in TASKS}
 # A range that the mean return of four episodes falls into; a broken player falls far outside of it.
 STRENGTH = {"hopper-medium": (700, 1800), "halfcheetah-medium": (3700, 4700), "walker2d-medium": (700, 3300),
             "reacher2d-medium": (5, 80), "kitchen-complete": (4, 4), "kitchen-partial": (1, 4),
-            "breakout-medium": (10, 90), "qbert-medium": (100, 8000), "pong-medium": (-16, 14)}
+            "breakout-medium": (10, 90), "qbert-medium": (100, 8000), "pong-medium": (-19, 5)}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_player_is_of_medium_strength(task):
     config = CONFIGS[task]
-    count = {"pong-medium": 1, "qbert-medium": 3}.get(task, 4)
+    count = 3 if task == "qbert-medium" else 4
     episodes = [players.play_episode(config, index) for index in range(count)]
     low, high = STRENGTH[task]
     assert low <= np.mean([rewards.sum() for _, _, rewards, _, _ in episodes]) <= high
@@ -31,8 +31,8 @@ def test_a_player_is_of_medium_strength(task):
         assert not terminals[:-1].any() and last.shape == observations[0].shape
         if config["pixels"]:
             assert observations.shape == (T, 84, 84) and observations.dtype == np.uint8
-            pressed = set(range(config["action_dim"])) - ({1} if task == "qbert-medium" else set())  # no FIRE
-            assert set(actions.tolist()) == pressed
+            unused = {"qbert-medium": {1}, "pong-medium": {1, 4, 5}}.get(task, set())  # those with FIRE
+            assert set(actions.tolist()) == set(range(config["action_dim"])) - unused
         else:
             assert observations.shape == (T, config["state_dim"]) and np.abs(actions).max() <= 1
     assert not np.array_equal(episodes[0][1], episodes[-1][1]) or len(episodes) == 1
@@ -55,6 +55,47 @@ def test_qberts_player_means_its_next_hop_while_it_is_in_the_air():
     assert len(landings) > 10
     assert np.mean([meant[t - 1] == meant[t] for t in landings]) > 0.8  # an enemy may have moved
     assert meant != executed and np.mean(np.equal(meant, executed)[~np.array(standing)]) == 1
+
+
+def pong_for(steps, rng):
+    """[(what Pong's player did, what it meant)], and what it earned."""
+    config = CONFIGS["pong-medium"]
+    env = players.player_env(config)
+    observation, _ = env.reset(seed=4)
+    act, choices, earned = players.make_player(config, env, rng), [], 0
+    for _ in range(steps):
+        choices.append(act(observation))
+        observation, reward, *_ = env.step(choices[-1][0])
+        earned += reward
+    env.close()
+    return np.array(choices), earned
+
+
+def test_what_disturbs_pongs_player_is_not_recorded():
+    class Calm:
+        def uniform(self, low, high):
+            return low
+
+        def random(self):
+            return 0.5
+
+    class Often(Calm):
+        rng = np.random.default_rng(0)
+
+        def uniform(self, low, high):
+            return high
+
+        def __getattr__(self, name):
+            return getattr(self.rng, name)
+
+        random = rng.random
+
+    choices, even = pong_for(1200, Calm())
+    assert (choices[:, 0] == choices[:, 1]).all() and even >= -5  # who does not move has lost 21 points by then
+    choices, disturbed = pong_for(1200, Often())
+    others = choices[choices[:, 0] != choices[:, 1]]
+    assert len(others) > 200 and disturbed < even
+    assert set(map(tuple, others.tolist())) == {(a, b) for a in (0, 2, 3) for b in (0, 2, 3) if a != b}
 
 
 @pytest.mark.parametrize("task", ["kitchen-partial", "qbert-medium", "reacher2d-medium"])
