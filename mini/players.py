@@ -64,7 +64,7 @@ def make_player(config, env, rng, sampled=True):
     """
     name = config["player"]
     if name in TRAINED:
-        return sac_player(load(WEIGHTS / f"{name}.npz")[0], rng if sampled else None)
+        return sac_player(load(WEIGHTS / f"{name}.npz")[0], rng if sampled else None, config.get("record_means"))
     return SCRIPTS[name](env, rng)
 
 
@@ -100,11 +100,11 @@ def load(path):
              "git checkout, or train one: python -m mini.train_player --help")
 
 
-def sac_player(actor, rng):
-    """The trained agent, exploring, or, without an rng, at its mean."""
+def sac_player(actor, rng, record_means=False):
+    """The trained agent, exploring, or, without an rng, at its mean; as it acts, or as it meant to."""
     def choose(observation):
         action = act(actor, observation, rng)
-        return action, action
+        return action, act(actor, observation, None) if record_means else action
     return choose
 
 

@@ -5,7 +5,8 @@ writes  data/PROFILE/TASK-heldout.npz   of a player: HELDOUT further episodes, o
         data/PROFILE/CELL-heldout.npz   of a file: up to HELDOUT that the cell leaves out; none at ratio 1
 
 Their provenance holds `floor_loss`, the loss of a trained player's own mean action, which no policy can pass
-but by chance: what is left is the noise it explored with. Scripts have no such number.
+but by chance: what is left is the noise it explored with. Scripts have no such number, and agents none whose
+means are recorded.
 """
 
 import numpy as np
@@ -61,8 +62,8 @@ def save(path, config, found, chosen, arrays, **more):
 
 
 def floor_of(config, arrays):
-    """Mean squared error of a trained player's mean action against what it did; None for a script."""
-    if config["player"] not in TRAINED:
+    """Mean squared error of a trained player's mean action against what it did; None where that is recorded."""
+    if config["player"] not in TRAINED or config.get("record_means"):
         return None
     actor, _ = players.load(players.WEIGHTS / f"{config['player']}.npz")
     return float(np.square(mean_actions(actor, arrays["observations"]) - arrays["actions"]).mean())

@@ -32,8 +32,8 @@ from mini import players
 from sources import Episodes, choose, episode_returns
 from tasks import TRAINED
 
-SETTINGS = ("player", "player_env", "player_horizon", "trajectories", "minimum_return", "env", "horizon",
-            "clip_rewards")
+SETTINGS = ("player", "player_env", "player_horizon", "record_means", "trajectories", "minimum_return", "env",
+            "horizon", "clip_rewards")
 COLUMNS = ("observations", "actions", "rewards", "terminals", "last_observation")  # of an episode
 SAVE_EVERY = 10.0  # seconds between two files of episodes; the first that ends is kept at once
 POLL = 0.2         # seconds between two looks whether a signal has come
@@ -77,7 +77,8 @@ def numbered(config, options, chosen, path):
     """The episodes of these numbers, for a data file."""
     known, total = digest(config, "", options), config["trajectories"]
     data, chunks = play(config, options, chosen, path)
-    name, source = f"{config['player']}-sac", f"{config['player']}.npz"
+    name = f"{config['player']}-sac" + ("-means" if config.get("record_means") else "")
+    source = f"{config['player']}.npz"
     if config["player"] not in TRAINED:
         name, source, known = f"{config['player']}-script", f"{config['suite']}.py", data_digest(data, chunks)
     owner = "mini" if config["profile"] == "mini" else "kit"
