@@ -98,6 +98,17 @@ def test_what_disturbs_pongs_player_is_not_recorded():
     assert set(map(tuple, others.tolist())) == {(a, b) for a in (0, 2, 3) for b in (0, 2, 3) if a != b}
 
 
+def test_an_agent_may_record_what_it_meant_to_do():
+    config = CONFIGS["reacher2d-medium"]
+    assert config["record_means"] and "record_means" not in configuration("paper/reacher2d-medium-1/dt/seed0")
+    seen, meant, rewards, _, _ = players.play_episode(config, 3)
+    same, done, again, _, _ = players.play_episode(config | {"record_means": False}, 3)
+    assert np.array_equal(seen, same) and np.array_equal(rewards, again)
+    actor, _ = players.load(players.WEIGHTS / "reacher2d.npz")
+    assert np.array_equal(meant, [players.act(actor, observation, None) for observation in seen])
+    assert 0.05 < np.abs(meant - done).mean() < 0.5
+
+
 @pytest.mark.parametrize("task", ["kitchen-partial", "qbert-medium", "reacher2d-medium"])
 def test_an_episode_is_determined_by_its_number(task):
     first, again = (players.play_episode(CONFIGS[task], 7) for _ in range(2))
