@@ -10,8 +10,9 @@
 reads   results/mini and, for what a row's run was made by, runs/mini; of GRID's cells alone
 writes  results/shipped/mini/*.csv.gz; between MARKERS of DOCUMENTS; FIGURE
 
-A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay. A run counts as
-shipped while its rows have the steps that tasks.py asks for; others are left out when the next are taken.
+A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay, if they are of the
+same data. A run counts as shipped while its rows have the steps that tasks.py asks for; others are left out
+when the next are taken.
 """
 
 import functools
@@ -88,6 +89,16 @@ def as_asked(rows):
         f"{row['task']}-{float(row['ratio']):g}", row["method"])]
 
 
+def same_data(row, new):
+    """Whether a shipped row is of the data that new rows of its cell are of: the player's held-out episodes,
+    which all subsets share, or, where a method has none, the subset's own."""
+    held_out = {other["heldout_data"] for other in new} - {""}
+    if row["heldout_data"] and held_out:
+        return row["heldout_data"] in held_out
+    own = {other["data_sha256"] for other in new if other["subset"] == row["subset"]}
+    return not own or row["data_sha256"] in own
+
+
 def missing():
     """Lines of words for make, each of a cell and of methods that lack the same seeds; LaMo's own settings once."""
     for cells, methods, count in GRID:
@@ -112,7 +123,8 @@ def take():
             continue
         new = [row | made_by(row) for row in artifacts.read_csv(source, artifacts.RESULT_COLUMNS)]
         runs = {(row["method"], row["seed"]) for row in new}
-        rows = new + [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs]
+        rows = new + [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs
+                      and same_data(row, new)]
         order = list(METHODS)
         rows.sort(key=lambda row: (order.index(row["method"]), int(row["seed"])))  # stable
         rows = [{name: row[name] for name in COLUMNS} for row in as_asked(rows)]

@@ -23,19 +23,20 @@ def there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = []
 
-    def runs(method, scores, loss=0.15, code="abc", last=None):
+    def runs(method, scores, loss=0.15, code="abc", last=None, heldout="h1", data=""):
         last = last or settings.configuration(f"mini/{CELL}/{method}/seed0")["steps"]
         target = None if method == "bc" else 3600.0
         for seed, score in enumerate(scores):
             rows[:] = [row for row in rows if (row["method"], row["seed"]) != (method, seed)]
             rows.extend(make_rows({last // 2: [score], last: [score - 1, score + 1]}, method, target,
-                                  seed=seed, subset=seed, heldout_loss=loss + seed / 1000, **LOSS))
+                                  seed=seed, subset=seed, heldout_loss=loss + seed / 1000,
+                                  heldout_data=heldout, **LOSS))
             run = f"mini/{CELL}{f'-d{seed}' * (seed > 0)}/{method}/seed{seed}"
             folder = artifacts.run_folder(run)
             folder.mkdir(parents=True, exist_ok=True)
             artifacts.write_json(folder / "config.json", {
                 "profile": "mini", "cell": run.split("/")[1], "method": method, "seed": seed,
-                "data_sha256": f"{seed}" * 64, "code": code, "torch": "2", "numpy": "3", "device": "cpu",
+                "data_sha256": (data or f"{seed}") * 64, "code": code, "torch": "2", "numpy": "3", "device": "cpu",
                 "threads": 1})
         columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
         path = artifacts.results_path(f"mini/{CELL}-dN")
@@ -108,6 +109,23 @@ def test_runs_of_other_settings_are_not_shipped(last, there, capsys):
     assert {row["method"] for row in artifacts.read_csv(shipped.shipped_path(CELL), shipped.COLUMNS)} == {
         "lamo"}
     assert "METHODS=dt lamo-random" in missing()[1]
+
+
+def test_rows_of_other_data_do_not_stay(there):
+    there("lamo", [40, 41])
+    there("bc", [20], heldout="")
+    run("--take")
+    artifacts.results_path(f"mini/{CELL}-dN").unlink()
+    there("dt", [30, 31], heldout="h2")
+    artifacts.write_csv(artifacts.results_path(f"mini/{CELL}-dN"), shipped.COLUMNS[:-len(shipped.MADE_BY)], [
+        row for row in artifacts.read_csv(artifacts.results_path(f"mini/{CELL}-dN"), ())
+        if row["method"] == "dt"])
+    run("--take")
+    rows = artifacts.read_csv(shipped.shipped_path(CELL), shipped.COLUMNS)
+    assert {(row["method"], row["heldout_data"]) for row in rows} == {("dt", "h2"), ("bc", "")}  # of one subset
+    there("dt", [30, 31], heldout="h2", data="9")
+    run("--take")
+    assert "bc" not in {row["method"] for row in artifacts.read_csv(shipped.shipped_path(CELL), shipped.COLUMNS)}
 
 
 def test_the_documents_tables(there):
