@@ -289,8 +289,8 @@ TASKS = {
         "weight_decay": 1e-1,
         "mini": ATARI["mini"] | ONE_STEP | {
             "player": "pong", "player_env": "PongNoFrameskip-v0",
-            "player_horizon": 4096,           # even players may play for hours
-            "trajectories": 300, "target_returns": (0.0, -10.0), "lr": 1e-3, "steps": 1_200, "eval_every": 600},
+            "trajectories": 300, "player_horizon": 4096,  # even players may play for hours
+            "target_returns": (0.0, -10.0), "lr": 1e-3, "steps": 1_200, "eval_every": 600},
     },
 }
 

@@ -81,7 +81,7 @@ def pong_player(env, rng):
         played = ram.ball_y > 0 and before.ball_y > 0
         goal = ram.ball_y + fall + PONG_OFF * np.sign(fall) - 7.5 if played else PONG_MIDDLE
         ahead = goal - (2 * ram.paddle - before.paddle)  # of where the paddle glides to
-        action = PONG_PUSHES[int(np.sign(ahead)) if abs(ahead) > 11 else 0]  # one push moves it by 23 in the end
+        action = PONG_PUSHES[int(np.sign(ahead)) if abs(ahead) > 11 else 0]  # one moves it by 23
         if not held and rng.random() < eps:
             held.extend([int(rng.choice((0, 2, 3)))] * int(rng.integers(2, 13)))
         return (held.pop() if held else action), action

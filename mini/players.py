@@ -64,7 +64,8 @@ def make_player(config, env, rng, sampled=True):
     """
     name = config["player"]
     if name in TRAINED:
-        return sac_player(load(WEIGHTS / f"{name}.npz")[0], rng if sampled else None, config.get("record_means"))
+        actor, _ = load(WEIGHTS / f"{name}.npz")
+        return sac_player(actor, rng if sampled else None, config.get("record_means"))
     return SCRIPTS[name](env, rng)
 
 

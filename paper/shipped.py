@@ -10,9 +10,9 @@
 reads   results/mini and, for what a row's run was made by, runs/mini; of GRID's cells alone
 writes  results/shipped/mini/*.csv.gz; between MARKERS of DOCUMENTS; FIGURE
 
-A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay, if they are of the
-same data. A run counts as shipped while its rows have the steps that tasks.py asks for; others are left out
-when the next are taken.
+A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay, if they are of
+the same data. A run counts as shipped while its rows have the steps that tasks.py asks for; others are left
+out when the next are taken.
 """
 
 import functools
@@ -100,7 +100,7 @@ def same_data(row, new):
 
 
 def missing():
-    """Lines of words for make, each of a cell and of methods that lack the same seeds; LaMo's own settings once."""
+    """Lines of words for make, each of a cell and of methods that lack the same seeds. LaMo's runs once."""
     for cells, methods, count in GRID:
         for cell in cells:
             done = {(row["method"], int(row["seed"])) for row in shipped_rows(cell)}

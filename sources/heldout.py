@@ -62,7 +62,7 @@ def save(path, config, found, chosen, arrays, **more):
 
 
 def floor_of(config, arrays):
-    """Mean squared error of a trained player's mean action against what it did; None where that is recorded."""
+    """Mean squared error of a trained player's mean action against what it did; None if that is recorded."""
     if config["player"] not in TRAINED or config.get("record_means"):
         return None
     actor, _ = players.load(players.WEIGHTS / f"{config['player']}.npz")

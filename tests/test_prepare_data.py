@@ -125,8 +125,8 @@ def test_the_provenance_says_all_that_the_arrays_depend_on(prepare):
     assert provenance["sha256"] == arrays_digest(data)
     assert provenance["made_from"] == {
         "source": "played", "player": "reacher2d", "trajectories": 50, "env": "Reacher2d", "horizon": 100,
-        "record_means": True, "ratio": 0.1, "subset_seed": 0, "clip_rewards": False, "reference": [0.0, 100.0],
-        "sha256": provenance["source_sha256"]}
+        "record_means": True, "ratio": 0.1, "subset_seed": 0, "clip_rewards": False,
+        "reference": [0.0, 100.0], "sha256": provenance["source_sha256"]}
     assert provenance["episodes"] == sorted(np.random.default_rng(0).permutation(50)[:5].tolist())
 
 

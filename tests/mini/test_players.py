@@ -91,7 +91,7 @@ def test_what_disturbs_pongs_player_is_not_recorded():
         random = rng.random
 
     choices, even = pong_for(1200, Calm())
-    assert (choices[:, 0] == choices[:, 1]).all() and even >= -5  # who does not move has lost 21 points by then
+    assert (choices[:, 0] == choices[:, 1]).all() and even >= -5  # at rest it has lost 21 by then
     choices, disturbed = pong_for(1200, Often())
     others = choices[choices[:, 0] != choices[:, 1]]
     assert len(others) > 200 and disturbed < even

@@ -36,8 +36,8 @@ def there(tmp_path, monkeypatch):
             folder.mkdir(parents=True, exist_ok=True)
             artifacts.write_json(folder / "config.json", {
                 "profile": "mini", "cell": run.split("/")[1], "method": method, "seed": seed,
-                "data_sha256": (data or f"{seed}") * 64, "code": code, "torch": "2", "numpy": "3", "device": "cpu",
-                "threads": 1})
+                "data_sha256": (data or f"{seed}") * 64, "code": code, "torch": "2", "numpy": "3",
+                "device": "cpu", "threads": 1})
         columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
         path = artifacts.results_path(f"mini/{CELL}-dN")
         path.parent.mkdir(parents=True, exist_ok=True)
