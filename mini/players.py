@@ -3,7 +3,8 @@
 MuJoCo      D4RL's "medium" data come from a SAC agent stopped when it reaches about a third of the
             expert's return, sampled stochastically (Fu et al. 2020, section 5). The mini profile's come
             from the same kind of agent, trained on the same environment, stopped by the same rule.
-Reacher2d   also SAC, stopped where its episodes earn about as much as the authors' dataset, 36 of 100.
+Reacher2d   PPO, as the authors'. It is disturbed until its episodes earn as much as their dataset, 36 of
+            100, and what it meant to do is recorded, so that the data show how to come back from errors.
 Kitchen     a script (kitchen.py).
 Atari       a script a game (atari.py).
 
@@ -11,7 +12,7 @@ reads   mini/weights/players/PLAYER.npz, for the agents
 writes  nothing: sources/played.py keeps what is played, train_player.py trains and measures
 
 A player is a function act(observation) -> (what it does, what is recorded), or None to stop.
-Shapes: S state, A action, H 256 hidden units, T steps of an episode.
+Shapes: S state, A action, H hidden units (SAC's 256, PPO's 64), T steps of an episode.
 """
 
 import itertools
@@ -30,7 +31,7 @@ from tasks import TRAINED
 WEIGHTS = Path(__file__).parent / "weights" / "players"
 SCRIPTS = {"kitchen-complete": complete_player, "kitchen-partial": partial_player,
            "breakout": breakout_player, "pong": pong_player, "qbert": qbert_player}
-LAYERS = ("fc0", "fc1", "mean", "log_std")  # as D4RL names its own
+LAYERS = ("fc0", "fc1", "mean")  # as D4RL names its own; the spread of SAC's actions, "log_std", is one, too
 
 
 def play_episode(config, index):
@@ -65,7 +66,7 @@ def make_player(config, env, rng, sampled=True):
     name = config["player"]
     if name in TRAINED:
         actor, _ = load(WEIGHTS / f"{name}.npz")
-        return sac_player(actor, rng if sampled else None, config.get("record_means"))
+        return trained_player(actor, rng if sampled else None, config.get("player_noise"))
     return SCRIPTS[name](env, rng)
 
 
@@ -91,7 +92,8 @@ def load(path):
         if path.parent == WEIGHTS:
             seals.check_list(WEIGHTS, path.name)
         with np.load(path, allow_pickle=False) as file:
-            actor = {name: file[name] for layer in LAYERS for name in (f"{layer}/weight", f"{layer}/bias")}
+            layers = LAYERS + ("log_std",) * ("log_std/weight" in file)
+            actor = {name: file[name] for layer in layers for name in (f"{layer}/weight", f"{layer}/bias")}
             provenance = json.loads(str(file["provenance"]))
         if provenance.get("sha256") not in (None, arrays_digest(actor)):  # those that ship are listed
             raise ValueError("its SHA-256 does not match its content")
@@ -101,22 +103,30 @@ def load(path):
              "git checkout, or train one: python -m mini.train_player --help")
 
 
-def sac_player(actor, rng, record_means=False):
-    """The trained agent, exploring, or, without an rng, at its mean; as it acts, or as it meant to."""
+def trained_player(actor, rng, noise=None):
+    """The agent, exploring in its own way, or, without an rng, at its mean.
+
+    noise   standard deviation of what disturbs its mean action instead, and is not recorded
+    """
     def choose(observation):
-        action = act(actor, observation, rng)
-        return action, act(actor, observation, None) if record_means else action
+        if noise is None or rng is None:
+            action = act(actor, observation, rng)
+            return action, action
+        meant = act(actor, observation)
+        executed = meant + noise * rng.standard_normal(meant.shape, dtype=np.float32)
+        return np.clip(executed, -1, 1).astype(np.float32), meant
     return choose
 
 
 def act(actor, observation, rng=None):
-    """Sample a ~ tanh(Normal(mean(s), std(s))), as SAC explores, or take tanh(mean(s)) without an rng.
-    (S,) -> (A,) float32 in [-1, 1]."""
-    hidden = observation.astype(np.float32)
+    """Sample a ~ tanh(Normal(mean(s), std(s))), as SAC explores, or take tanh(mean(s)) without an rng, which
+    is all that PPO's know. (S,) -> (A,) float32 in [-1, 1]."""
+    hidden, is_sac = observation.astype(np.float32), "log_std/weight" in actor
     for layer in ("fc0", "fc1"):
-        hidden = np.maximum(actor[f"{layer}/weight"] @ hidden + actor[f"{layer}/bias"], 0)  # (H,)
+        hidden = actor[f"{layer}/weight"] @ hidden + actor[f"{layer}/bias"]                 # (H,)
+        hidden = np.maximum(hidden, 0) if is_sac else np.tanh(hidden)
     mean = actor["mean/weight"] @ hidden + actor["mean/bias"]                               # (A,)
-    log_std = np.clip(actor["log_std/weight"] @ hidden + actor["log_std/bias"], -20, 2)
-    if rng is not None:
+    if rng is not None and is_sac:
+        log_std = np.clip(actor["log_std/weight"] @ hidden + actor["log_std/bias"], -20, 2)
         mean = mean + np.exp(log_std) * rng.standard_normal(mean.shape, dtype=np.float32)
     return np.tanh(mean)

@@ -1,13 +1,13 @@
-"""Train the agents that play MuJoCo and Reacher2d with SAC, and measure any player, trained or scripted.
+"""Train the agents that play MuJoCo (SAC) and Reacher2d (PPO), and measure any player, trained or scripted.
 
     .venv/bin/pip install -r requirements-players.txt         # stable-baselines3, needed only to train
     .venv/bin/python -m mini.train_player hopper-medium       # half an hour on one core
-    .venv/bin/python -m mini.train_player reacher2d-medium --fraction 0.3 --every 5000 --episodes 200
+    .venv/bin/python -m mini.train_player reacher2d-medium --fraction 0.6 --every 100000 --episodes 100
     .venv/bin/python -m mini.train_player hopper-medium --measure --episodes 100
 
 An agent is measured every `--every` steps on `--episodes` episodes that no training step saw, so that one
-lucky episode does not stop the run. The first whose mean return, actions sampled, reaches `--fraction` of
-the expert's is kept; the expert is the reference of the normalised score.
+lucky episode does not stop the run. The first whose mean return, SAC's actions sampled and PPO's at their
+mean, reaches `--fraction` of the expert's is kept; the expert is the reference of the normalised score.
 
 reads   nothing but the environment; mini/weights/players/PLAYER.npz to measure
 writes  build/players/PLAYER/STEP.npz     the actor at every measurement (git ignores it)
@@ -41,7 +41,7 @@ import torch
 
 from kit.artifacts import save_arrays, write_csv
 from kit.envs import make_env
-from mini.players import WEIGHTS, make_player, play, player_env, sac_player
+from mini.players import WEIGHTS, make_player, play, player_env, trained_player
 from sources.d4rl import reference
 
 
@@ -78,9 +78,13 @@ def spread(returns):
 
 
 def actor_arrays(policy):
-    """A stable-baselines3 SAC policy as plain arrays, named as D4RL names its own (fc0, fc1, ...)."""
-    layers = {"fc0": policy.actor.latent_pi[0], "fc1": policy.actor.latent_pi[2],
-              "mean": policy.actor.mu, "log_std": policy.actor.log_std}
+    """A policy of stable-baselines3, SAC's or PPO's, as plain arrays, named as D4RL's (fc0, fc1, ...)."""
+    if hasattr(policy, "actor"):
+        layers = {"fc0": policy.actor.latent_pi[0], "fc1": policy.actor.latent_pi[2],
+                  "mean": policy.actor.mu, "log_std": policy.actor.log_std}
+    else:
+        hidden = policy.mlp_extractor.policy_net
+        layers = {"fc0": hidden[0], "fc1": hidden[2], "mean": policy.action_net[0]}
     return {f"{name}/{part}": getattr(layer, part).detach().numpy().copy()
             for name, layer in layers.items() for part in ("weight", "bias")}
 
@@ -88,31 +92,60 @@ def actor_arrays(policy):
 def measurement(env, actor, step, episodes):
     """A row of the learning curve."""
     first = 10_000_000
-    returns, lengths = outcomes(env, lambda seed: sac_player(actor, np.random.default_rng(seed)),
+    returns, lengths = outcomes(env, lambda seed: trained_player(actor, np.random.default_rng(seed)),
                                 range(first, first + episodes))
     return {"step": step, "return_mean": round(float(np.mean(returns)), 1),
             "return_std": round(float(spread(returns)), 1),
             "length_mean": round(float(np.mean(lengths)), 1), "episodes": episodes}
 
 
+def sac(env, seed):
+    """D4RL's agent, untrained."""
+    return algorithms().SAC("MlpPolicy", env, seed=seed, learning_starts=10_000,
+                            policy_kwargs={"net_arch": [256, 256]})
+
+
+def ppo(env, seed):
+    """The authors' agent of Reacher2d, untrained: data_generation_PPO/PPO.py."""
+    agent = algorithms().PPO("MlpPolicy", env, seed=seed, n_steps=4000, batch_size=4000, n_epochs=80,
+                             gae_lambda=1.0, max_grad_norm=10.0, policy_kwargs={"net_arch": [64, 64]})
+    agent.policy.action_net = torch.nn.Sequential(agent.policy.action_net, torch.nn.Tanh())
+    agent.policy.log_std.requires_grad_(False)
+    narrow(agent)
+    return agent
+
+
+def narrow(agent):
+    """The standard deviation of PPO's actions, which it does not learn: 0.6 at first, 0.1 in the end."""
+    if not hasattr(agent.policy, "actor"):
+        std = max(0.1, 0.6 - 0.05 * (agent.num_timesteps // 250_000))
+        agent.policy.log_std.data.fill_(np.log(std))
+
+
+def algorithms():
+    """stable-baselines3, which nothing else needs."""
+    try:
+        import stable_baselines3
+    except ImportError:
+        fail("training needs stable-baselines3: pip install -r requirements-players.txt")
+    return stable_baselines3
+
+
 def train(task, steps, every, episodes, fraction, seed):
-    """Train SAC until an actor reaches `fraction` of the expert's return, and keep that one."""
+    """Train until an actor reaches `fraction` of the expert's return, and keep that one."""
     config = configuration(f"mini/{task}-1/dt/seed0")
     player = config["player"]
     if player not in TRAINED:
         fail(f"{task} is played by a script; there is nothing to train, only to --measure")
-    try:
-        from stable_baselines3 import SAC
-    except ImportError:
-        fail("training needs stable-baselines3: pip install -r requirements-players.txt")
-
     torch.set_num_threads(1)
     goal = fraction * reference(config)[1]
     folder = Path("build/players") / player
+    agent = (ppo if config["env"] == "Reacher2d" else sac)(make_env(config), seed)
     probe, curve = make_env(config), []
 
     def going_on(*_):
         """stable-baselines3 calls it after every step; False ends the training."""
+        narrow(agent)
         if agent.num_timesteps % every:
             return True
         actor = actor_arrays(agent.policy)
@@ -122,12 +155,11 @@ def train(task, steps, every, episodes, fraction, seed):
         return curve[-1]["return_mean"] < goal
 
     def keep(actor_path, curve_path, actor, curve):
-        save_arrays(actor_path, {"algorithm": "SAC (stable-baselines3)", "env": config["env"], "seed": seed,
-                                 "goal": goal, "hidden": [256, 256]} | curve[-1], actor)
+        save_arrays(actor_path, {"algorithm": f"{type(agent).__name__} (stable-baselines3)",
+                                 "env": config["env"], "seed": seed, "goal": goal,
+                                 "hidden": [len(actor["fc0/bias"])] * 2} | curve[-1], actor)
         write_csv(curve_path, tuple(curve[0]), curve)
 
-    agent = SAC("MlpPolicy", make_env(config), seed=seed, learning_starts=10_000,
-                policy_kwargs={"net_arch": [256, 256]}, verbose=0)
     agent.learn(steps, callback=going_on)
     if not curve or curve[-1]["return_mean"] < goal:
         fail(f"after {steps:,} steps no actor had reached {goal:.0f}; "

@@ -5,8 +5,8 @@ writes  data/PROFILE/TASK-heldout.npz   of a player: HELDOUT further episodes, o
         data/PROFILE/CELL-heldout.npz   of a file: up to HELDOUT that the cell leaves out; none at ratio 1
 
 Their provenance holds `floor_loss`, the loss of a trained player's own mean action, which no policy can pass
-but by chance: what is left is the noise it explored with. Scripts have no such number, and agents none whose
-means are recorded.
+but by chance: what is left is the noise it explored with. Scripts have no such number, nor has an agent whose
+noise is not recorded.
 """
 
 import numpy as np
@@ -62,8 +62,8 @@ def save(path, config, found, chosen, arrays, **more):
 
 
 def floor_of(config, arrays):
-    """Mean squared error of a trained player's mean action against what it did; None if that is recorded."""
-    if config["player"] not in TRAINED or config.get("record_means"):
+    """Mean squared error of a trained player's mean action against what is recorded; None if that is it."""
+    if config["player"] not in TRAINED or "player_noise" in config:
         return None
     actor, _ = players.load(players.WEIGHTS / f"{config['player']}.npz")
     return float(np.square(mean_actions(actor, arrays["observations"]) - arrays["actions"]).mean())

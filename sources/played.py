@@ -32,7 +32,7 @@ from mini import players
 from sources import Episodes, choose, episode_returns
 from tasks import TRAINED
 
-SETTINGS = ("player", "player_env", "player_horizon", "record_means", "trajectories", "minimum_return", "env",
+SETTINGS = ("player", "player_env", "player_horizon", "player_noise", "trajectories", "minimum_return", "env",
             "horizon", "clip_rewards")
 COLUMNS = ("observations", "actions", "rewards", "terminals", "last_observation")  # of an episode
 SAVE_EVERY = 10.0  # seconds between two files of episodes; the first that ends is kept at once
@@ -77,15 +77,17 @@ def numbered(config, options, chosen, path):
     """The episodes of these numbers, for a data file."""
     known, total = digest(config, "", options), config["trajectories"]
     data, chunks = play(config, options, chosen, path)
-    name = f"{config['player']}-sac" + ("-means" if config.get("record_means") else "")
-    source = f"{config['player']}.npz"
-    if config["player"] not in TRAINED:
-        name, source, known = f"{config['player']}-script", f"{config['suite']}.py", data_digest(data, chunks)
+    how, source = "script", f"{config['suite']}.py"
+    if config["player"] in TRAINED:
+        source = f"{config['player']}.npz"
+        how = players.load(players.WEIGHTS / source)[1]["algorithm"].split()[0].lower()  # sac, ppo
+    else:
+        known = data_digest(data, chunks)
     owner = "mini" if config["profile"] == "mini" else "kit"
     returns = episode_returns(data)  # before the rewards are clipped
     if config["clip_rewards"]:
         data["rewards"] = np.sign(data["rewards"])
-    return Episodes(f"{owner}-{name}", source, known, total, chosen, data, returns)
+    return Episodes(f"{owner}-{config['player']}-{how}", source, known, total, chosen, data, returns)
 
 
 def play(config, options, chosen, path):

@@ -109,12 +109,12 @@ def test_the_mini_profile_takes_no_data(prepare):
 
 def test_the_same_command_again_leaves_the_file_untouched(prepare):
     out = prepare(f"mini/{REACHER}")
-    assert "5 of 50 episodes, 500 steps, from mini-reacher2d-sac-means@0b641e36; return 25 +- 34.45" in out
+    assert "5 of 50 episodes, 500 steps, from mini-reacher2d-ppo@bd6bd77f; return 34.8 +- 10.66" in out
     path = prepare.folder / f"data/mini/{REACHER}.npz"
     before = stamp(path)
     for words in ((), ("--replace",), ("--subset_seed", "0")):
         out = prepare(f"mini/{REACHER}/", *words)
-        assert out == f"data/mini/{REACHER}.npz is up to date, from mini-reacher2d-sac-means@0b641e36\n"
+        assert out == f"data/mini/{REACHER}.npz is up to date, from mini-reacher2d-ppo@bd6bd77f\n"
     assert stamp(path) == before
     assert {*path.parent.iterdir()} == {path, path.with_name("reacher2d-medium-heldout.npz")}
 
@@ -125,7 +125,7 @@ def test_the_provenance_says_all_that_the_arrays_depend_on(prepare):
     assert provenance["sha256"] == arrays_digest(data)
     assert provenance["made_from"] == {
         "source": "played", "player": "reacher2d", "trajectories": 50, "env": "Reacher2d", "horizon": 100,
-        "record_means": True, "ratio": 0.1, "subset_seed": 0, "clip_rewards": False,
+        "player_noise": 1.75, "minimum_return": 21.0, "ratio": 0.1, "subset_seed": 0, "clip_rewards": False,
         "reference": [0.0, 100.0], "sha256": provenance["source_sha256"]}
     assert provenance["episodes"] == sorted(np.random.default_rng(0).permutation(50)[:5].tolist())
 
@@ -179,7 +179,7 @@ def test_fresh_makes_the_data_anew_because_code_is_not_compared(prepare, monkeyp
     np.testing.assert_array_equal(load_dataset(path)[0]["rewards"], 2 * arrays["rewards"])
 
 
-@pytest.mark.parametrize("name, value", [("reference", (0.0, 50.0)), ("minimum_return", -1.0)])
+@pytest.mark.parametrize("name, value", [("reference", (0.0, 50.0)), ("minimum_return", 20.5)])
 def test_a_change_that_leaves_the_arrays_as_they_are_needs_no_leave(prepare, monkeypatch, name, value):
     prepare(f"mini/{REACHER}")
     finish_a_run(prepare.folder, f"mini/{REACHER}")
@@ -215,7 +215,7 @@ def test_a_changed_script_remakes_the_data(prepare, monkeypatch):
 def test_a_file_that_does_not_say_from_what_is_made_anew(prepare):
     path = prepare.folder / f"data/mini/{REACHER}.npz"
     path.parent.mkdir(parents=True)
-    np.savez(path, provenance=np.array(seals.json_text({"data": "mini-reacher2d-sac-means@0b641e36"})))
+    np.savez(path, provenance=np.array(seals.json_text({"data": "mini-reacher2d-ppo@bd6bd77f"})))
     assert "is made anew: the file does not say what it was made from" in prepare(f"mini/{REACHER}")
     load_dataset(path)
 
@@ -518,7 +518,7 @@ def test_one_folder_serves_all_suites(prepare):
     assert "from dqn-replay-Pong-1-10@" in prepare("paper/pong-medium-0.1", "--data", top)
     out = prepare(f"paper/{REACHER}", "--data", top)
     assert f"{top} has no file for reacher2d-medium, so its data are played\n" in out
-    assert "from kit-reacher2d-sac@0b641e36" in out
+    assert "from kit-reacher2d-ppo@bd6bd77f" in out
     assert "is up to date" in prepare(f"paper/{REACHER}", "--data", top)
     assert "is up to date" in prepare(f"paper/{REACHER}")
     # and what it has is taken

@@ -82,14 +82,14 @@ def test_settings_are_not_chosen_on_reported_subsets_or_by_values(searched):
 
 
 def test_the_table_has_what_was_tried_the_best_first(searched):
-    rows = searched("--steps", 4000)
+    rows = searched("--steps", 1200)
     head, line, best, *others = calibrate.table(rows)
     assert {text.count("|") for text in (head, line, best, *others)} == {14} and len(others) == 4
     name = "| `reacher2d-medium` 0.1 | `lamo` |"
-    assert best == (f"{name} 80 | 0.001 | 1 | cosine | 0.0 | True | 0.1105 | 666, 666 of 4,000 | 0.3105 | 2 "
+    assert best == (f"{name} 80 | 0.001 | 1 | cosine | 0.0 | True | 0.1105 | 200, 200 of 1,200 | 0.3105 | 2 "
                     "| |")
     now, = (text for text in others if "yes" in text)
-    assert now.startswith(f"{name} 16 | 0.002 | 5 | cosine | 0.0 | True | 1.1505 | 666, 666 of 4,000 |")
+    assert now.startswith(f"{name} 16 | 0.002 | 5 | cosine | 0.0 | True | 1.1505 | 200, 200 of 1,200 |")
     Path("page.md").write_text("a\n" + "\n".join(calibrate.MARKERS) + "\nb\n")
     for _ in range(2):
         run("--table", "--csv", "found.csv", "--document", "page.md")

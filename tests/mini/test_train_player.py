@@ -1,4 +1,4 @@
-"""mini/train_player.py: what it keeps, when it stops, and what it refuses. SAC itself is a stand-in here."""
+"""mini/train_player.py: what it keeps, when it stops, and what it refuses. SAC and PPO are stand-ins here."""
 
 import sys
 from types import SimpleNamespace
@@ -13,49 +13,79 @@ from mini import players, train_player
 
 
 class Agent:
-    """Stands for stable_baselines3.SAC: a policy with random weights that training changes."""
+    """Stands for an algorithm of stable_baselines3: a policy with random weights that training changes."""
 
     def __init__(self, policy, env, seed, **_):
         torch.manual_seed(seed)
-        layer = torch.nn.Linear
-        self.policy = SimpleNamespace(actor=SimpleNamespace(
-            latent_pi=[layer(12, 256), None, layer(256, 256)], mu=layer(256, 2), log_std=layer(256, 2)))
+        self.num_timesteps = 0
+        self.layers = [torch.nn.Linear(*shape) for shape in self.SHAPES]
+        self.policy = self.policy_of(*self.layers)
 
     def learn(self, steps, callback):
         for self.num_timesteps in range(1, steps + 1):
             with torch.no_grad():
-                self.policy.actor.mu.bias += 0.01
+                self.layers[2].bias += 0.01
             if not callback({}, {}):
                 break
+
+    def act(self, observation):
+        """What the policy does at its mean, by torch."""
+        hidden = torch.tensor(observation, dtype=torch.float32)
+        for layer in self.layers[:2]:
+            hidden = self.bend(layer(hidden))
+        return torch.tanh(self.layers[2](hidden)).detach().numpy()
+
+
+class SAC(Agent):
+    SHAPES, bend = ((11, 256), (256, 256), (256, 3), (256, 3)), staticmethod(torch.relu)
+
+    def policy_of(self, first, second, mean, log_std):
+        actor = {"latent_pi": [first, None, second], "mu": mean, "log_std": log_std}
+        return SimpleNamespace(actor=SimpleNamespace(**actor))
+
+
+class PPO(Agent):
+    SHAPES, bend = ((12, 64), (64, 64), (64, 2)), staticmethod(torch.tanh)
+
+    def policy_of(self, first, second, mean):
+        return SimpleNamespace(mlp_extractor=SimpleNamespace(policy_net=[first, None, second]),
+                               action_net=mean, log_std=torch.nn.Parameter(torch.zeros(2)))
 
 
 @pytest.fixture
 def train(monkeypatch, tmp_path):
-    """train(fraction) of Reacher2d's player for ten steps at most, in an empty folder."""
-    monkeypatch.setitem(sys.modules, "stable_baselines3", SimpleNamespace(SAC=Agent))
+    """train(fraction) of a task's player for ten steps at most, in an empty folder."""
+    monkeypatch.setitem(sys.modules, "stable_baselines3", SimpleNamespace(SAC=SAC, PPO=PPO))
     monkeypatch.setattr(train_player, "WEIGHTS", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
-    return lambda fraction: train_player.main(train_player.OPTIONS.parse_args(
-        ["reacher2d-medium", "--steps", "10", "--every", "3", "--episodes", "2", "--seed", "4",
+    return lambda fraction, task="reacher2d-medium": train_player.main(train_player.OPTIONS.parse_args(
+        [task, "--steps", "10", "--every", "3", "--episodes", "2", "--seed", "4",
          "--fraction", str(fraction)]))
 
 
-def test_the_first_actor_that_reaches_the_goal_is_kept(train, tmp_path, capsys):
-    train(0)  # any actor does
-    actor, provenance = players.load(tmp_path / "weights" / "reacher2d.npz")
-    rows = read_csv(tmp_path / "weights" / "reacher2d.csv", ("step", "return_mean", "return_std"))
+@pytest.mark.parametrize("player, algorithm", [("hopper", SAC), ("reacher2d", PPO)])
+def test_the_first_actor_that_reaches_the_goal_is_kept(player, algorithm, train, tmp_path, capsys):
+    train(0, f"{player}-medium")  # any actor does
+    actor, provenance = players.load(tmp_path / "weights" / f"{player}.npz")
+    rows = read_csv(tmp_path / "weights" / f"{player}.csv", ("step", "return_mean", "return_std"))
     assert [row["step"] for row in rows] == ["3"] and "at step 3" in capsys.readouterr().out
-    assert provenance["seed"] == 4 and provenance["goal"] == 0 and provenance["env"] == "Reacher2d"
+    assert provenance["seed"] == 4 and provenance["goal"] == 0
+    assert provenance["algorithm"] == f"{algorithm.__name__} (stable-baselines3)"
+    assert provenance["hidden"] == list(algorithm.SHAPES[1])
     # numpy's actor computes what torch's did
-    agent = Agent(None, None, 4)
+    agent = algorithm(None, None, 4)
     agent.learn(3, lambda *_: True)
-    part = agent.policy.actor
-    observation = np.linspace(-1, 1, 12)
-    hidden = torch.tensor(observation, dtype=torch.float32)
-    for layer in (part.latent_pi[0], part.latent_pi[2]):
-        hidden = torch.relu(layer(hidden))
-    expected = torch.tanh(part.mu(hidden)).detach().numpy()
-    assert np.allclose(players.act(actor, observation), expected, atol=1e-6)
+    observation = np.linspace(-1, 1, algorithm.SHAPES[0][0])
+    assert np.allclose(players.act(actor, observation), agent.act(observation), atol=1e-6)
+
+
+def test_the_spread_of_ppos_actions_falls_and_sacs_is_its_own(train):
+    agent = PPO(None, None, 0)
+    for step, std in ((0, 0.6), (249_999, 0.6), (250_000, 0.55), (1_000_000, 0.4), (9_000_000, 0.1)):
+        agent.num_timesteps = step
+        train_player.narrow(agent)
+        assert torch.allclose(agent.policy.log_std.exp(), torch.tensor(std))
+    train_player.narrow(SAC(None, None, 0))
 
 
 def test_without_a_good_actor_nothing_is_kept(train, tmp_path):
