@@ -157,7 +157,7 @@ KITCHEN = {
     "lm_weight": 0.1,                         # the only tasks it helps on, appendix p. 17
     "at_once": 10,                            # an environment takes 100 MB
     # what hardly moves is observed with noise of less than 0.01, which must not count like the arm's ways
-    "mini": {"least_std": 0.05, "episodes": 10, "steps": 800},
+    "mini": {"least_std": 0.05, "episodes": 10},
 }
 
 # What the authors' Atari code shares: experiment-atari, cfgs/ and model.py.
@@ -251,7 +251,7 @@ TASKS = {
     "kitchen-partial": KITCHEN | {
         "dataset": "kitchen-partial-v0",
         "ratios": ("0.01", "0.1", "1"),
-        "mini": KITCHEN["mini"] | {"player": "kitchen-partial", "trajectories": 601, "steps": 1_200},
+        "mini": KITCHEN["mini"] | {"player": "kitchen-partial", "trajectories": 601},
     },
     "breakout-medium": ATARI | {
         "env": "BreakoutNoFrameskip-v4",
