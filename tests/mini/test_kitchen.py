@@ -1,5 +1,7 @@
 """mini/kitchen.py: the script does what it is told, records what it meant, and follows D4RL's plans."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from kit.envs import KITCHEN_GOALS, kitchen_done, make_env
@@ -15,16 +17,28 @@ def test_the_script_does_what_it_is_told_and_stops():
     observation, _ = env.reset(seed=1)  # not every episode succeeds: seed 0's kettle spins away
     order = ("slide cabinet", "kettle")
     player = kitchen.kitchen_player(env, np.random.default_rng(1), order)
-    observations, actions, rewards, terminals, _ = play(env, player, observation)
+    observations, actions, rewards, terminals, last = play(env, player, observation)
     assert sum(rewards) == 2 and not any(terminals) and len(rewards) < 280
     done = kitchen_done(np.array(observations))
     assert dict(zip(KITCHEN_GOALS, done.any(0).tolist(), strict=True)) == {
         "microwave": False, "kettle": True, "light switch": False, "slide cabinet": True}
+    for task in order:  # beyond doubt, and not only just; what is observed is noisy
+        index, value = kitchen.ENOUGH[task]
+        assert last[index] / value > 0.95
     # what is recorded is the script's own action, not the noisy one that was executed
     again, _ = env.reset(seed=1)
     executed, label = kitchen.kitchen_player(env, np.random.default_rng(1), order)(again)
     assert np.array_equal(label, actions[0]) and not np.array_equal(executed, label)
     assert np.array_equal(executed[7:], label[7:])
+
+
+def test_a_hand_that_comes_no_nearer_goes_on():
+    for speed, steps in ((0.0, kitchen.STUCK), (0.002, kitchen.STUCK), (0.01, 20), (0.1, 10)):
+        arm, actions = SimpleNamespace(hand=np.zeros(3), toward=lambda *_: "an action"), []
+        for action in kitchen.Arm.reach(arm, np.array([1.0, 0, 0]), None, -1, 20, 0.05, 0.5):
+            actions.append(action)
+            arm.hand = arm.hand + (speed, 0, 0)
+        assert len(actions) == steps
 
 
 def test_complete_demonstrations_do_all_four(monkeypatch):
