@@ -185,6 +185,14 @@ def lines_of(rows):
     return {line["method"]: line for line in summarise(rows)}
 
 
+def scores(lines):
+    """MAIN's scores and how many replications there are at most; a score over fewer says so."""
+    most = over(max(lines.values(), key=lambda line: len(line["seeds"])))
+    texts = {method: score(lines.get(method)) for method in MAIN}
+    return most, [f"{text} ({over(lines[method])})" if "[" in text and over(lines[method]) != most else text
+                  for method, text in texts.items()]
+
+
 def over(line):
     return f"{len(line['seeds'])} {line['over'] if line['over'] != 'episodes' else 'subset'}"
 
@@ -197,12 +205,11 @@ def front(cells):
     yield f"|{' --- |' * (2 * len(MAIN) + 1)}"
     for cell, rows in cells.items():
         if cell in FEW:
-            lines = lines_of(rows)
-            yield from row_of(f"`{cell}`, {over(max(lines.values(), key=lambda line: len(line['seeds'])))}", [
-                *(score(lines.get(method)) for method in MAIN), f"{data_score(rows):.1f}", *(
-                    "<br>".join(filter(None, (difference(rows, "lamo", other, "score", "+.1f"),
-                                              difference(rows, "lamo", other, "heldout_loss", "+.4f"))))
-                    for other in MAIN[1:])])
+            most, texts = scores(lines_of(rows))
+            yield from row_of(f"`{cell}`, {most}", [*texts, f"{data_score(rows):.1f}", *(
+                "<br>".join(filter(None, (difference(rows, "lamo", other, "score", "+.1f"),
+                                          difference(rows, "lamo", other, "heldout_loss", "+.4f"))))
+                for other in MAIN[1:])])
 
 
 def title(method):
@@ -218,10 +225,9 @@ def every_cell(cells):
     yield from row_of("`make`", ["training episodes", "LaMo", "DT", "random weights", "data mean", "over"])
     yield f"|{' --- |' * 7}"
     for cell, rows in cells.items():
-        lines = lines_of(rows)
+        most, texts = scores(lines_of(rows))
         yield from row_of(f"`{cell}`", [
-            str(rows[0]["data_episodes"]), *(score(lines.get(method)) for method in MAIN),
-            f"{data_score(rows):.1f}", over(max(lines.values(), key=lambda line: len(line["seeds"])))])
+            str(rows[0]["data_episodes"]), *texts, f"{data_score(rows):.1f}", most])
 
 
 def every_method(cells):
