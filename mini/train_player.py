@@ -106,7 +106,8 @@ def sac(env, seed):
 
 
 def ppo(env, seed):
-    """The authors' agent of Reacher2d, untrained: data_generation_PPO/PPO.py."""
+    """An agent like the authors' of Reacher2d, untrained: the network, updates and spread of their
+    data_generation_PPO/PPO.py; one learning rate, and returns that are not standardised."""
     agent = algorithms().PPO("MlpPolicy", env, seed=seed, n_steps=4000, batch_size=4000, n_epochs=80,
                              gae_lambda=1.0, max_grad_norm=10.0, policy_kwargs={"net_arch": [64, 64]})
     agent.policy.action_net = torch.nn.Sequential(agent.policy.action_net, torch.nn.Tanh())

@@ -161,13 +161,15 @@ def load():
             if shipped_path(cell).exists()}
 
 
-def score(line):
-    """"38.0 [36.1, 39.9]" of a line of kit.statistics.summarise; the mean alone of fewer than FEWEST."""
+def score(line, most=None):
+    """"38.0 [36.1, 39.9]" of a line of kit.statistics.summarise; the mean alone of fewer than FEWEST.
+    most: as many as its cell has, "5 subsets"; what is over fewer says so."""
     if line is None:
         return ""
     if len(line["seeds"]) < FEWEST:
         return f"{line['score']:.1f} ({over(line)})"
-    return f"{line['score']:.1f} [{line['interval'][0]:.1f}, {line['interval'][1]:.1f}]"
+    interval = f"{line['score']:.1f} [{line['interval'][0]:.1f}, {line['interval'][1]:.1f}]"
+    return f"{interval} ({over(line)})" if most and over(line) != most else interval
 
 
 def difference(rows, first, second, what, form):
@@ -186,11 +188,9 @@ def lines_of(rows):
 
 
 def scores(lines):
-    """MAIN's scores and how many replications there are at most; a score over fewer says so."""
+    """How many replications a cell has at most, and MAIN's scores."""
     most = over(max(lines.values(), key=lambda line: len(line["seeds"])))
-    texts = {method: score(lines.get(method)) for method in MAIN}
-    return most, [f"{text} ({over(lines[method])})" if "[" in text and over(lines[method]) != most else text
-                  for method, text in texts.items()]
+    return most, [score(lines.get(method), most) for method in MAIN]
 
 
 def over(line):

@@ -14,7 +14,7 @@ CONFIG = configuration("mini/kitchen-partial-1/dt/seed0")
 
 def test_the_script_does_what_it_is_told_and_stops():
     env = make_env(CONFIG)
-    observation, _ = env.reset(seed=1)  # not every episode succeeds: seed 0's kettle spins away
+    observation, _ = env.reset(seed=1)
     order = ("slide cabinet", "kettle")
     player = kitchen.kitchen_player(env, np.random.default_rng(1), order)
     observations, actions, rewards, terminals, last = play(env, player, observation)

@@ -79,13 +79,15 @@ def test_the_first_actor_that_reaches_the_goal_is_kept(player, algorithm, train,
     assert np.allclose(players.act(actor, observation), agent.act(observation), atol=1e-6)
 
 
-def test_the_spread_of_ppos_actions_falls_and_sacs_is_its_own(train):
-    agent = PPO(None, None, 0)
+def test_the_spread_of_ppos_actions_falls_and_is_not_learnt(train):
+    agent = train_player.ppo(None, 0)
+    assert torch.allclose(agent.policy.log_std.exp(), torch.tensor(0.6))
+    assert not agent.policy.log_std.requires_grad and isinstance(agent.policy.action_net[1], torch.nn.Tanh)
     for step, std in ((0, 0.6), (249_999, 0.6), (250_000, 0.55), (1_000_000, 0.4), (9_000_000, 0.1)):
         agent.num_timesteps = step
         train_player.narrow(agent)
         assert torch.allclose(agent.policy.log_std.exp(), torch.tensor(std))
-    train_player.narrow(SAC(None, None, 0))
+    train_player.narrow(train_player.sac(None, 0))  # its own, which it learns
 
 
 def test_without_a_good_actor_nothing_is_kept(train, tmp_path):
