@@ -360,7 +360,7 @@ METHODS = {
     "lamo-medium": {"lm": "gpt2-medium", "mini": {"lm": None}},
     "lamo-smollm2": {"lm": "smollm2"},
     # its first blocks alone, which two cores can train, and the same with random weights
-    "lamo-smollm2-2": {"lm": "smollm2", "lm_layers": 2, "mini": SMOLLM2 | {"lr": 4e-3}},
+    "lamo-smollm2-2": {"lm": "smollm2", "lm_layers": 2, "mini": SMOLLM2},
     "lamo-smollm2-2-random": {"lm": "smollm2", "lm_layers": 2, "trunk": "random", "mini": SMOLLM2},
     "lamo-smollm2-8": {"lm": "smollm2", "lm_layers": 8, "mini": SMOLLM2},
     "lamo-smollm2-8-random": {"lm": "smollm2", "lm_layers": 8, "trunk": "random", "mini": SMOLLM2},
