@@ -8,11 +8,12 @@
     python -m paper.shipped --write      # the documents' tables, and the figure of the first cell
 
 reads   results/mini and, for what a row's run was made by, runs/mini; of GRID's cells alone
-writes  results/shipped/mini/*.csv.gz; between MARKERS of DOCUMENTS; FIGURE
+writes  results/shipped/mini/CELL.csv.gz, the rows, and CELL.json, {method: the settings of its rows};
+        between MARKERS of DOCUMENTS; FIGURE
 
 A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay, if they are of
-the same data. A run counts as shipped while its rows have the steps that tasks.py asks for; others are left
-out when the next are taken.
+the same data. A run counts as shipped while its settings are those of tasks.py; what is of others is missing,
+and left out when the next are taken.
 """
 
 import functools
@@ -68,10 +69,20 @@ def shipped_path(cell):
     return FOLDER / f"{table_of(cell)}.csv.gz"
 
 
+def settings_path(cell):
+    return FOLDER / f"{table_of(cell)}.json"
+
+
 def shipped_rows(cell):
-    """The rows of a cell's runs that are as tasks.py has them, as text; none where there is no file."""
+    """The rows of a cell's runs that are as tasks.py has them now, as text; none where there is no file."""
     path = shipped_path(cell)
-    return as_asked(artifacts.read_csv(path, COLUMNS)) if path.exists() else []
+    if not path.exists():
+        return []
+    rows = artifacts.read_csv(path, COLUMNS)
+    told = artifacts.read_json(settings_path(cell), "restore it with git checkout")
+    since = {method: settings.changed(f"mini/{cell}/{method}/seed0", told.get(method, {}))
+             for method in {row["method"] for row in rows}}
+    return as_asked([row | {"changed": row["changed"] or since[row["method"]]} for row in rows])
 
 
 @functools.cache
@@ -80,7 +91,7 @@ def last_step(cell, method):
 
 
 def as_asked(rows):
-    """The rows of those runs of a cell that have the method's own settings, its last step included."""
+    """The rows of those runs of a cell that have the method's own settings and came to its last step."""
     last = {}
     for row in rows:
         run = row["method"], row["seed"]
@@ -131,6 +142,9 @@ def take():
         content = gzip.compress(artifacts.csv_text(COLUMNS, rows).encode("utf-8"), mtime=0)
         path = shipped_path(cell)
         if rows and not (path.exists() and path.read_bytes() == content):
+            artifacts.write_json(settings_path(cell), {
+                method: settings.configuration(f"mini/{cell}/{method}/seed0")
+                for method in dict.fromkeys(row["method"] for row in rows)})
             artifacts.write_whole(path, lambda part, content=content: part.write_bytes(content))
             print(f"{path}: {len(rows):,} rows of {len({(r['method'], r['seed']) for r in rows})} runs")
 
@@ -147,9 +161,10 @@ def cell_of(row):
 
 @functools.cache
 def recorded(run):
-    """MADE_BY of a run's record."""
+    """MADE_BY of a run's record, and in which settings it differs from what tasks.py has now."""
     record = artifacts.load_config(run)
-    return {name: record[name][:8] if name == "data_sha256" else record[name] for name in MADE_BY}
+    made_by = {name: record[name][:8] if name == "data_sha256" else record[name] for name in MADE_BY}
+    return made_by | {"changed": settings.changed(run, record)}
 
 
 # --- what the documents say --------------------------------------------------------------------

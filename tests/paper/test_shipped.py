@@ -11,7 +11,7 @@ from test_plot import make_rows
 from kit import artifacts, settings
 from kit.statistics import summarise
 from paper import grid, shipped
-from tasks import TASKS
+from tasks import METHODS, TASKS
 
 CELL = "hopper-medium-0.01"
 LOSS = {"heldout_floor": float("nan"), "train_loss": 0.1, "score_window": 2, "changed": ""}
@@ -23,7 +23,7 @@ def there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = []
 
-    def runs(method, scores, loss=0.15, code="abc", last=None, heldout="h1", data=""):
+    def runs(method, scores, loss=0.15, code="abc", last=None, heldout="h1", data="", **other):
         last = last or settings.configuration(f"mini/{CELL}/{method}/seed0")["steps"]
         target = None if method == "bc" else 3600.0
         for seed, score in enumerate(scores):
@@ -34,10 +34,9 @@ def there(tmp_path, monkeypatch):
             run = f"mini/{CELL}{f'-d{seed}' * (seed > 0)}/{method}/seed{seed}"
             folder = artifacts.run_folder(run)
             folder.mkdir(parents=True, exist_ok=True)
-            artifacts.write_json(folder / "config.json", {
-                "profile": "mini", "cell": run.split("/")[1], "method": method, "seed": seed,
-                "data_sha256": (data or f"{seed}") * 64, "code": code, "torch": "2", "numpy": "3",
-                "device": "cpu", "threads": 1})
+            artifacts.write_json(folder / "config.json", settings.configuration(run) | {
+                "steps": last, "data_sha256": (data or f"{seed}") * 64, "code": code, "torch": "2",
+                "numpy": "3", "device": "cpu", "threads": 1} | other)
         columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
         path = artifacts.results_path(f"mini/{CELL}-dN")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,14 +100,33 @@ def test_rows_are_shipped_with_what_made_them_and_stay(there, capsys):
     assert not troubles and line["records"][0]["code"] == "def" and line["records"][1]["code"] == "abc"
 
 
-@pytest.mark.parametrize("last", [100_000, 600])
-def test_runs_of_other_settings_are_not_shipped(last, there, capsys):
+@pytest.mark.parametrize("other", [{"last": 100_000}, {"last": 600}, {"lr": 7e-3}])
+def test_runs_of_other_settings_are_not_shipped(other, there, capsys):
     there("lamo", [40, 41])
-    there("dt", [30], last=last)
+    there("dt", [30], **other)
     run("--take")
     assert {row["method"] for row in artifacts.read_csv(shipped.shipped_path(CELL), shipped.COLUMNS)} == {
         "lamo"}
     assert "METHODS=dt lamo-random" in missing()[1]
+
+
+def test_rows_of_settings_that_have_changed_since_are_missing(there, monkeypatch):
+    there("lamo", [40, 41])
+    there("dt", [30, 31])
+    run("--take")
+    assert not any("dt" in line and CELL in line and "SEEDS=0" in line for line in missing())
+    path, had = shipped.shipped_path(CELL), shipped.shipped_path(CELL).read_bytes()
+    monkeypatch.setitem(METHODS, "dt", METHODS["dt"] | {"mini": {"lr": 7e-3}})
+    assert missing()[1] == f'{CELL} "METHODS=dt lamo-random" "SEEDS=0 1 2 3 4" SUBSETS=seed'
+    assert path.read_bytes() == had  # until others are taken, also where the runs of these are still there
+    there("lamo", [40, 41, 42])
+    shipped.recorded.cache_clear()
+    run("--take")
+    assert {row["method"] for row in artifacts.read_csv(path, shipped.COLUMNS)} == {"lamo"}
+    assert list(artifacts.read_json(shipped.settings_path(CELL), "")) == ["lamo"]
+    shipped.settings_path(CELL).unlink()
+    with pytest.raises(SystemExit, match="restore it with git checkout"):
+        missing()
 
 
 def test_rows_of_other_data_do_not_stay(there):
@@ -177,6 +195,12 @@ def test_the_documents_are_of_the_shipped_rows(name, cells):
 def test_the_figure_is_of_the_shipped_rows(cells, monkeypatch):
     monkeypatch.chdir(KIT)
     assert Image.open(shipped.FIGURE).text["Description"] == shipped.drawn_of(next(iter(cells)))
+
+
+def test_every_shipped_row_is_of_todays_settings(cells, monkeypatch):
+    monkeypatch.chdir(KIT)
+    for cell, rows in cells.items():
+        assert len(shipped.shipped_rows(cell)) == len(rows), f"{cell}: make shipped trains what is missing"
 
 
 def test_every_shipped_row_can_be_traced(cells):
