@@ -78,26 +78,10 @@ def shipped_rows(cell):
     path = shipped_path(cell)
     if not path.exists():
         return []
-    rows = artifacts.read_csv(path, COLUMNS)
     told = artifacts.read_json(settings_path(cell), "restore it with git checkout")
-    since = {method: settings.changed(f"mini/{cell}/{method}/seed0", told.get(method, {}))
-             for method in {row["method"] for row in rows}}
-    return as_asked([row | {"changed": row["changed"] or since[row["method"]]} for row in rows])
-
-
-@functools.cache
-def last_step(cell, method):
-    return settings.configuration(f"mini/{cell}/{method}/seed0")["steps"]
-
-
-def as_asked(rows):
-    """The rows of those runs of a cell that have the method's own settings and came to its last step."""
-    last = {}
-    for row in rows:
-        run = row["method"], row["seed"]
-        last[run] = max(last.get(run, 0), int(row["step"]))
-    return [row for row in rows if not row["changed"] and last[row["method"], row["seed"]] == last_step(
-        f"{row['task']}-{float(row['ratio']):g}", row["method"])]
+    asked = {method for method, config in told.items()
+             if not settings.changed(f"mini/{cell}/{method}/seed0", config)}
+    return [row for row in artifacts.read_csv(path, COLUMNS) if row["method"] in asked]
 
 
 def same_data(row, new):
@@ -132,13 +116,16 @@ def take():
         source = artifacts.results_path(f"mini/{table_of(cell)}")
         if not source.exists():
             continue
-        new = [row | made_by(row) for row in artifacts.read_csv(source, artifacts.RESULT_COLUMNS)]
+        rows = artifacts.read_csv(source, artifacts.RESULT_COLUMNS)
+        # as tasks.py had them when they were played, and has them now
+        rows = [row | made_by(row) for row in rows if not row["changed"]]
+        new = [row for row in rows if not row["changed"]]
         runs = {(row["method"], row["seed"]) for row in new}
         rows = new + [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs
                       and same_data(row, new)]
         order = list(METHODS)
         rows.sort(key=lambda row: (order.index(row["method"]), int(row["seed"])))  # stable
-        rows = [{name: row[name] for name in COLUMNS} for row in as_asked(rows)]
+        rows = [{name: row[name] for name in COLUMNS} for row in rows]
         content = gzip.compress(artifacts.csv_text(COLUMNS, rows).encode("utf-8"), mtime=0)
         path = shipped_path(cell)
         if rows and not (path.exists() and path.read_bytes() == content):

@@ -120,13 +120,25 @@ def test_rows_of_settings_that_have_changed_since_are_missing(there, monkeypatch
     assert missing()[1] == f'{CELL} "METHODS=dt lamo-random" "SEEDS=0 1 2 3 4" SUBSETS=seed'
     assert path.read_bytes() == had  # until others are taken, also where the runs of these are still there
     there("lamo", [40, 41, 42])
-    shipped.recorded.cache_clear()
     run("--take")
     assert {row["method"] for row in artifacts.read_csv(path, shipped.COLUMNS)} == {"lamo"}
     assert list(artifacts.read_json(shipped.settings_path(CELL), "")) == ["lamo"]
     shipped.settings_path(CELL).unlink()
     with pytest.raises(SystemExit, match="restore it with git checkout"):
         missing()
+
+
+def test_what_was_played_with_other_words_is_not_shipped_and_replaces_nothing(there):
+    there("lamo", [40])
+    run("--take")
+    had = shipped.shipped_path(CELL).read_bytes()
+    path = artifacts.results_path(f"mini/{CELL}-dN")
+    columns = shipped.COLUMNS[:-len(shipped.MADE_BY)]
+    artifacts.write_csv(path, columns, [
+        {name: row[name] for name in columns} | {"changed": "episodes=2", "normalized_score": "99"}
+        for row in artifacts.read_csv(path, ())])
+    run("--take")  # its config.json is as tasks.py has it
+    assert shipped.shipped_path(CELL).read_bytes() == had
 
 
 def test_rows_of_other_data_do_not_stay(there):
