@@ -1,7 +1,7 @@
 """The paper's claims and their rival explanations, one by one: what LaMo and another method differ by.
 
-    make claims                                                  # of results/$(PROFILE)
-    python -m paper.claims results/mini results/shipped/mini     # folders of cells' CSV files, .gz or not
+    make claims                             # of results/$(PROFILE); where it is empty, of the rows that ship
+    make claims RESULTS="results/mini results/shipped/mini"      # folders of cells' CSV files, .gz or not
 
 reads   every CELL.csv and CELL-dN.csv of the folders; of a cell's files the one that has more replications of
         both methods counts
@@ -15,6 +15,7 @@ leaves 0 out. Where the two methods are one, LaMo's own settings being an ablati
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 from kit import settings, signals
 
@@ -23,6 +24,8 @@ OPTIONS.add_argument("folders", nargs="+", type=Path, help="of CSV files, one a 
 if __name__ == "__main__":
     signals.end_with_reader()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
+
+import numpy as np
 
 from kit import fail
 from kit.results import load_file
@@ -74,20 +77,35 @@ def method_rows(profile, cell, rows, method):
     return own
 
 
+class Comparison(NamedTuple):
+    count: int         # replications that both methods have a score of
+    over: str          # "5 subsets"
+    pairs: dict        # {what of MEASURES: kit.statistics.Paired, or None where it was not measured}
+    beside: float      # the second method's mean held-out loss over the replications that both have, or nan
+    lm: str            # the language models of both
+
+    def texts(self):
+        """What a line of the table says, without the cell."""
+        return [self.over, *(say(self.pairs[what], form) for what, form, _ in MEASURES), self.lm]
+
+
 def compare(profile, cell, files, first, second):
-    """The line of two methods in a cell; None if one of them is not there, or if they are the same."""
+    """The Comparison of two methods in a cell, of the file with most replications of both; None if one of
+    the methods is not there, or if they are the same."""
     if is_lamo(profile, cell, first) and is_lamo(profile, cell, second):
         return None
-    best, lines = 0, None
+    best = None
     for rows in files:
         ours, theirs = (method_rows(profile, cell, rows, method) for method in (first, second))
-        found = [paired(*(replications(own, what) for own in (ours, theirs))) for what, *_ in MEASURES]
-        if found[0] is not None and len(found[0].seeds) > best:
-            best = len(found[0].seeds)
-            lines = [f"{best} {'subset' if of_subsets(ours) else 'seed'}{'s' * (best > 1)}",
-                     *(say(pair, form) for pair, (_, form, _) in zip(found, MEASURES, strict=True)),
-                     ", ".join(sorted({row["lm"] for row in ours + theirs} - {"none"}))]
-    return lines
+        pairs = {what: paired(replications(ours, what), replications(theirs, what)) for what, *_ in MEASURES}
+        if pairs["score"] is not None and (best is None or len(pairs["score"].seeds) > best.count):
+            count, losses = len(pairs["score"].seeds), replications(theirs, "heldout_loss")
+            both = pairs["heldout_loss"].seeds if pairs["heldout_loss"] else []
+            best = Comparison(
+                count, f"{count} {'subset' if of_subsets(ours) else 'seed'}{'s' * (count > 1)}", pairs,
+                float(np.mean([losses[seed] for seed in both])) if both else np.nan,
+                ", ".join(sorted({row["lm"] for row in ours + theirs} - {"none"})))
+    return best
 
 
 def say(pair, form):
@@ -111,10 +129,10 @@ def report(found):
         for second in others:
             rows, without = [], []
             for (profile, cell), files in found.items():
-                line = compare(profile, cell, files, first, second)
+                found_here = compare(profile, cell, files, first, second)
                 task = cell.rpartition("-")[0]
-                if line:
-                    rows.append([f"{profile}/{cell}", *line])
+                if found_here:
+                    rows.append([f"{profile}/{cell}", *found_here.texts()])
                 elif not any(settings.missing(task, method) for method in (first, second)) and not (
                         is_lamo(profile, cell, first) and is_lamo(profile, cell, second)):
                     without.append(f"{profile}/{cell}")
@@ -136,6 +154,7 @@ def main(args):
     found, troubles = read(args.folders)
     if not found and not troubles:
         fail(f"{', '.join(map(str, args.folders))} holds no CSV of a cell; make one: make hopper-medium-0.01")
+    print(f"of the rows in {' and '.join(map(str, args.folders))}")
     print(*report(found), sep="\n")
     for trouble in troubles:
         print(f"not in it: {trouble}")

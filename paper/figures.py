@@ -55,10 +55,13 @@ def draw_all(cells, profile):
 
 
 def caption(text, profile, lines, paper=()):
-    ours = "the paper profile" if profile == "paper" else (
-        "the mini profile: small data and a small language model of our own, not the paper's numbers")
     hollow = " Hollow: the paper, at its best target." if paper else ""
-    return f"{text} {facts(lines)} Of {ours}.{hollow}"
+    return f"{text} {facts(lines)} {of_profile(profile)}{hollow}"
+
+
+def of_profile(profile):
+    return "Of the paper profile." if profile == "paper" else (
+        "Of the mini profile: small data and a small language model of our own, not the paper's numbers.")
 
 
 def stamp(figure, profile, title):

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 import matplotlib
 
 from kit import artifacts
-from paper import tables
+from paper import claims, forest, tables
 from paper.figures import LOOKS, SUITES, draw_all
 from paper.grid import cost_of, gather
 from paper.page import Films, Picture, html, markdown
@@ -42,9 +42,9 @@ MINI = ("This is the mini profile: small data that the kit plays itself, a small
         "compared with them; those marked \"paper\" are the paper's, from its own data and GPT-2.")
 
 
-ORDER = ("bars", *(f"table-{number}" for number in tables.TITLES), "other", "ratios", "statistics",
-         "profiles", "ablations", "ablation-scores", *(f"curves-{suite}" for suite in SUITES), "films",
-         "provenance")
+ORDER = ("bars", *(f"table-{number}" for number in tables.TITLES), "other", "ratios", "claims",
+         "statistics", "profiles", "ablations", "ablation-scores", *(f"curves-{suite}" for suite in SUITES),
+         "films", "provenance")
 
 
 def save_figures(figures, folder):
@@ -99,8 +99,9 @@ def main(args):
     shown = [*(tables.paper_table(cells, number) for number in tables.TITLES), tables.other_table(cells),
              tables.ablation_table(cells), tables.statistics_table(cells), provenance]
     title, head = f"LaMo: the {profile} profile", head_of(profile, cells, troubles, provenance)
-    films = films_of(profile)
-    sections = sorted([*save_figures(draw_all(cells, profile), folder),
+    films, claimed = films_of(profile), forest.picture(claims.read([source])[0], profile)
+    figures = draw_all(cells, profile) | ({"claims": claimed} if claimed else {})
+    sections = sorted([*save_figures(figures, folder),
                        *(table for table in shown if table and table.groups), *([films] if films else [])],
                       key=lambda section: ORDER.index(section.name))
     for suffix, text in ((".html", html(title, head, sections)),

@@ -5,11 +5,11 @@
 
     python -m paper.shipped --missing    # what is lacking, as words for make, a line a cell and seeds
     python -m paper.shipped --take       # results/mini/CELL.csv -> results/shipped/mini/CELL.csv.gz
-    python -m paper.shipped --write      # the documents' tables, and the figure of the first cell
+    python -m paper.shipped --write      # the documents' tables and figures
 
 reads   results/mini and, for what a row's run was made by, runs/mini; of GRID's cells alone
 writes  results/shipped/mini/CELL.csv.gz, the rows, and CELL.json, {method: the settings of its rows};
-        between MARKERS of DOCUMENTS; FIGURE
+        between MARKERS of DOCUMENTS; FIGURE, of the first cell; CLAIMED_FIGURE
 
 A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay, if they are of
 the same data. A run counts as shipped while its settings are those of tasks.py; what is of others is missing,
@@ -33,7 +33,8 @@ import plot
 from kit import artifacts, seals
 from kit.results import data_score, load_cell
 from kit.statistics import paired, replications, summarise
-from paper.claims import CLAIMS, MEASURES, compare
+from paper import forest
+from paper.claims import CLAIMS, MEASURES, compare, say
 from paper.grid import is_lamo, name_of
 from tasks import METHODS
 
@@ -44,6 +45,7 @@ MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end
 CLAIMED = [measure for measure in MEASURES if measure[0] != "lowest_heldout_loss"]
 FEWEST = 3  # replications that an interval is printed of: that of two says next to nothing
 FIGURE = Path("docs/hopper-medium-0.01.png")
+CLAIMED_FIGURE = Path("docs/claims.png")
 
 # What is run, most wanted first: cells, methods, replications.
 FEW = ("hopper-medium-0.01", "walker2d-medium-0.01", "kitchen-complete-0.3", "halfcheetah-medium-0.005",
@@ -201,7 +203,7 @@ def over(line):
 
 def front(cells):
     """README's table: a row a cell of FEW; scores of MAIN, and what LaMo's differ by from the others', in
-    held-out loss, too."""
+    held-out loss, too. Beneath it the claims' figure."""
     yield from row_of("", [*map(title, MAIN), "data mean", *(
         f"LaMo - {title(other)}: score<br>and held-out loss" for other in MAIN[1:])])
     yield f"|{' --- |' * (2 * len(MAIN) + 1)}"
@@ -212,6 +214,7 @@ def front(cells):
                 "<br>".join(filter(None, (difference(rows, "lamo", other, "score", "+.1f"),
                                           difference(rows, "lamo", other, "heldout_loss", "+.4f"))))
                 for other in MAIN[1:])])
+    yield from ("", f"![The claims: what two methods differ by, with intervals]({CLAIMED_FIGURE})")
 
 
 def title(method):
@@ -252,29 +255,36 @@ def every_claim(cells):
     for claim, first, others in CLAIMS:
         for second in others:
             for cell, rows in cells.items():
-                line = compare("mini", cell, [rows], first, second)
-                if line and int(line[0].split()[0]) >= FEWEST:
-                    said = [line[1 + MEASURES.index(measure)] for measure in CLAIMED]
-                    yield from row_of(claim, [f"`{first}` - `{second}`", f"`{cell}`", line[0], *said])
+                found = compare("mini", cell, [rows], first, second)
+                if found and found.count >= FEWEST:
+                    said = [say(found.pairs[what], form) for what, form, _ in CLAIMED]
+                    yield from row_of(claim, [f"`{first}` - `{second}`", f"`{cell}`", found.over, *said])
 
 
 DOCUMENTS = {"README.md": front, "docs/tasks.md": every_cell, "docs/methods.md": every_method}
 
 
 def write(cells):
-    """Fill in the documents, and draw the first cell's figure, whose metadata name the rows it is of."""
+    """Fill in the documents and draw the figures, whose metadata name the rows they are of."""
     for name, lines in DOCUMENTS.items():
         artifacts.fill_document(Path(name), MARKERS, lines(cells))
-    cell = next(iter(cells), None)
-    if cell:
-        rows = [row for row in cells[cell] if row["method"] in MAIN]
-        figure = plot.draw(f"mini/{table_of(cell)}", rows, summarise(rows))
-        about = {"Description": drawn_of(cell), "Software": None}
-        artifacts.write_whole(FIGURE, lambda part: figure.savefig(part, dpi=100, metadata=about))
+    if not cells:
+        return
+    first = next(iter(cells))
+    rows = [row for row in cells[first] if row["method"] in MAIN]
+    save(FIGURE, plot.draw(f"mini/{table_of(first)}", rows, summarise(rows)), [first])
+    claimed = forest.picture({("mini", cell): [rows] for cell, rows in cells.items()}, "mini", FEWEST)
+    if claimed:
+        save(CLAIMED_FIGURE, claimed[1], cells)
 
 
-def drawn_of(cell):
-    return f"{shipped_path(cell).name} {seals.sha256(shipped_path(cell))}"
+def save(path, figure, cells):
+    about = {"Description": drawn_of(cells), "Software": None}
+    artifacts.write_whole(path, lambda part: figure.savefig(part, dpi=100, metadata=about))
+
+
+def drawn_of(cells):
+    return ", ".join(f"{shipped_path(cell).name} {seals.sha256(shipped_path(cell))}" for cell in cells)
 
 
 def main(args):

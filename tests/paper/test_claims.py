@@ -87,8 +87,15 @@ def test_what_cannot_be_read_is_said_and_hides_nothing(tmp_path, capsys):
 
 def test_make_claims(kit):
     assert "holds no CSV" in one_line(kit("make", "claims", check=False))
+    write(kit.folder / "results/shipped/mini/hopper-medium-0.1-dN.csv.gz", [
+        row for method, (scores, losses) in (("lamo", LAMO), ("dt", DT))
+        for row in runs(method, scores, losses, lambda seed: seed, ratio=0.1)])
+    out = kit("make", "claims").stdout
+    assert out.startswith("of the rows in results/shipped/mini\n") and "mini/hopper-medium-0.1 " in out
+    assert "results/paper holds no CSV" in one_line(kit("make", "claims", "PROFILE=paper", check=False))
     write(kit.folder / "results/mini/hopper-medium-0.01.csv", runs("lamo", *LAMO) + runs("dt", *DT))
-    assert "lamo - dt" in kit("make", "claims").stdout
+    out = kit("make", "claims").stdout
+    assert out.startswith("of the rows in results/mini\n") and "lamo - dt" in out and "-0.1 " not in out
     (kit.folder / "results/mini").rename(kit.folder / "others")
     assert "lamo - dt" in kit("make", "claims", "RESULTS=others").stdout
 

@@ -28,7 +28,8 @@ def made(tmp_path_factory):
 # --- figures -----------------------------------------------------------------------------------
 
 def test_figures_are_written(made):
-    names = {"bars", "ratios", "profiles", "ablations", *(f"curves-{suite}" for suite in figures.SUITES)}
+    names = {"bars", "ratios", "claims", "profiles", "ablations",
+             *(f"curves-{suite}" for suite in figures.SUITES)}
     files = {path.name: path.stat().st_size for path in (made / "report/paper").iterdir()}
     assert {*files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert min(files.values()) > 5000
@@ -171,7 +172,7 @@ def test_the_page_in_a_browser(made, tmp_path):
         capture_output=True, text=True, timeout=60)
     assert "CONSOLE" not in done.stderr, done.stderr
     seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout, re.S).group(1)))
-    assert len(seen["pictures"]) == 8 and all(seen["pictures"])
+    assert len(seen["pictures"]) == 9 and all(seen["pictures"])
     assert len(seen["tables"]) == len(Page(text).tables) == 6 and all(seen["tables"])
     assert seen["before"] == ["kitchen-partial", "kitchen-complete", "reacher2d-medium"]
     scores = [float(score.split()[0]) for score in seen["up"]]

@@ -1,0 +1,95 @@
+"""The paper's claims as one figure: what two methods differ by in each cell, a line each.
+
+    picture(found, "mini")       found: {(profile, cell): [rows of a file]} of paper.claims.read
+                                 -> (title, matplotlib figure, caption), as paper.figures has them, or None
+
+At the left the difference in score; at the right that in imitation, by how many per cent of the second
+method's held-out loss the first one's is lower.
+"""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from paper.claims import CLAIMS, compare
+from paper.figures import LOOKS, grid_lines, of_profile, stamp
+from paper.grid import name_of
+
+FOR, AGAINST, OPEN = "#009E73", "#D55E00", "#777777"
+ROW = 0.165                # inches
+ROOM = 1.25                # how much further than the largest difference a panel goes
+
+
+def picture(found, profile, fewest=2):
+    """fewest: replications that both methods of a line have."""
+    drawn = {claim: lines for claim, *pair in CLAIMS if (lines := compared(found, *pair, fewest))}
+    if not drawn:
+        return None
+    return "The claims, one by one", draw(drawn, profile), (
+        "What the first method differs by from the second, paired by replication: right of 0 speaks for the "
+        "first. Lines are 95 % intervals over replications; where one leaves 0 out, it is coloured and its "
+        f"mark filled. Arrows go on. {of_profile(profile)}")
+
+
+def compared(found, first, others, fewest):
+    """[(what is compared, Comparison), ...] of a claim."""
+    return [(f"{name_of(first)} - {name_of(second)}, {cell}  ({pair.over})", pair)
+            for second in others for (profile, cell), files in found.items()
+            if (pair := compare(profile, cell, files, first, second)) and pair.count >= fewest]
+
+
+@matplotlib.rc_context(LOOKS)
+def draw(drawn, profile):
+    """drawn: {claim: its lines of `compared`}."""
+    rows = [(text, pair) for claim, lines in drawn.items() for text, pair in ((claim, None), *lines)]
+    figure = Figure((9.5, 1.2 + ROW * len(rows)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for y, (_, pair) in enumerate(rows):
+        if pair is not None:
+            draw_line(axes[0], y, *scaled(pair.pairs["score"], 1))
+            draw_line(axes[1], y, *scaled(pair.pairs["heldout_loss"], -100 / pair.beside))
+    axes[0].set_yticks(range(len(rows)), [text for text, _ in rows], fontsize=7.5)
+    for label, (_, pair) in zip(axes[0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if pair is None else "normal")
+    for axis, title in zip(axes, ("score: points higher", "held-out loss: per cent lower"), strict=True):
+        axis.set_title(title)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.axvline(0, color="black", lw=0.8)
+        clip(axis)
+        axis.set_xlabel("for the second  <  0  >  for the first", fontsize=8)
+        grid_lines(axis, "x")
+    stamp(figure, profile, "The claims: paired differences with 95 % intervals")
+    return figure
+
+
+def scaled(pair, scale):
+    """A Paired times `scale`: (difference, (low, high) or None), both None where nothing was measured."""
+    if pair is None:
+        return None, None
+    ends = sorted(scale * end for end in pair.interval) if pair.interval else None
+    return scale * pair.difference, ends
+
+
+def draw_line(axis, y, difference, ends):
+    if difference is None:
+        return
+    colour = OPEN if not ends or ends[0] <= 0 <= ends[1] else FOR if difference > 0 else AGAINST
+    if ends:
+        axis.plot(ends, (y, y), color=colour, lw=1.6, solid_capstyle="butt", gid="interval")
+    axis.plot(difference, y, "o", ms=4.5, color=colour, mfc="white" if colour == OPEN else colour, zorder=3)
+
+
+def clip(axis):
+    """Limits by the differences, and arrows where intervals go beyond."""
+    marks = [line for line in axis.lines if line.get_marker() == "o"]
+    if not marks:
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", backgroundcolor="white")
+    limit = ROOM * max((abs(float(line.get_xdata()[0])) for line in marks), default=1) or 1
+    for line in [line for line in axis.lines if line.get_gid() == "interval"]:
+        (low, high), y = line.get_xdata(), line.get_ydata()[0]
+        for beyond, end, marker in ((low < -limit, -limit, "<"), (high > limit, limit, ">")):
+            if beyond:
+                axis.plot(end, y, marker, ms=4, color=line.get_color(), clip_on=False)
+        line.set_xdata(np.clip((low, high), -limit, limit))
+    axis.set_xlim(-limit, limit)

@@ -1,0 +1,60 @@
+"""paper/forest.py: where differences are drawn, on which side, and how far."""
+
+import numpy as np
+import pytest
+from test_claims import DT, LAMO, runs
+
+from paper import claims, forest
+
+GOOD, BAD = ([10.0, 11.0, 12.0], [0.20, 0.20, 0.20]), ([50.0, 51.0, 52.0], [0.10, 0.10, 0.10])
+
+
+def drawn(found, fewest=2):
+    """(the figure, [{row: (difference, colour, filled)} of a panel])."""
+    figure = forest.picture(found, "mini", fewest)[1]
+    panels = [{int(line.get_ydata()[0]): (float(line.get_xdata()[0]), line.get_color(),
+                                          line.get_markerfacecolor() != "white")
+               for line in axis.lines if line.get_marker() == "o"} for axis in figure.axes]
+    return figure, panels
+
+
+def rows_of(figure):
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def test_right_is_for_the_first_method_on_both_sides():
+    rows = runs("lamo", *LAMO) + runs("dt", *DT) + runs("lamo-random", *GOOD) + runs("wiki", *BAD)
+    figure, (scores, losses) = drawn({("mini", "hopper-medium-0.01"): [rows]})
+    assert rows_of(figure) == [
+        "pre-training helps", "LaMo - lamo-random, hopper-medium-0.01  (3 seeds)",
+        "few data: the difference at each ratio", "LaMo - DT, hopper-medium-0.01  (3 seeds)",
+        "beside the other baselines", "LaMo - Wiki-RL, hopper-medium-0.01  (3 seeds)"]
+    # 44 and 11, 34, 51; of the losses of both checkpoints' last 0.15 and 0.2, 0.15667, 0.1
+    assert {row: round(found[0], 2) for row, found in scores.items()} == {1: 33.0, 3: 10.0, 5: -7.0}
+    assert {row: found[0] for row, found in losses.items()} == {
+        1: pytest.approx(25), 3: pytest.approx(100 * 0.02 / 0.47), 5: pytest.approx(-50)}
+    assert scores[1][1:] == (forest.FOR, True) and scores[3][1:] == (forest.FOR, True)
+    assert losses[3][1:] == (forest.OPEN, False) and losses[5][1:] == (forest.AGAINST, True)
+
+
+def test_an_interval_that_goes_on_ends_in_an_arrow_within_the_panel():
+    rows = runs("lamo", [0.0, 80.0], LAMO[1][:2]) + runs("dt", [10.0, 50.0], DT[1][:2])
+    figure, _ = drawn({("mini", "hopper-medium-0.01"): [rows]})
+    low, high = figure.axes[0].get_xlim()
+    assert (low, high) == (-12.5, 12.5)  # the difference is 10, its interval -244 to 264
+    arrows = {line.get_marker(): float(line.get_xdata()[0]) for line in figure.axes[0].lines
+              if line.get_marker() in "<>"}
+    assert arrows == {"<": low, ">": high}
+    (interval,) = [line for line in figure.axes[0].lines if line.get_gid() == "interval"]
+    assert [*interval.get_xdata()] == [low, high]
+
+
+def test_too_few_replications_and_no_loss_are_said_or_left_out():
+    nothing = [float("nan")] * 3
+    found = {("mini", "hopper-medium-0.01"): [runs("lamo", *LAMO) + runs("iql", DT[0], nothing)
+                                              + runs("dt", [30.0], [0.1])]}
+    figure, (scores, losses) = drawn(found)
+    assert len(rows_of(figure)) == 2 and list(scores) == [1] and not losses
+    assert [text.get_text() for text in figure.axes[1].texts] == ["not measured"]
+    assert forest.picture(found, "mini", 4) is None
+    assert np.isnan(claims.compare("mini", "hopper-medium-0.01", *found.values(), "lamo", "iql").beside)
