@@ -256,11 +256,9 @@ report: | $(ready)
 	@$(PYTHON) -m paper.report $(PROFILE)
 
 # the paper's claims as differences of methods, from results/, from the rows that ship, or from RESULTS=FOLDERS
-own      = $(if $(wildcard results/$(PROFILE)/*.csv),results/$(PROFILE))
-claimed  = $(or $(RESULTS),$(own),$(wildcard results/shipped/$(PROFILE)),results/$(PROFILE))
-
 claims: | $(ready)
-	@$(PYTHON) -m paper.claims $(foreach folder,$(claimed),$(call quote,$(folder)))
+	@$(PYTHON) -m paper.claims $(if $(RESULTS),$(foreach folder,$(RESULTS),$(call quote,$(folder))),\
+	  results/$(PROFILE) --otherwise results/shipped/$(PROFILE))
 
 # --- results that ship: paper/shipped.py --------------------------------------------------------
 # One make a line, and its rows are shipped before the next begins. Type it again to go on. make -n shows this

@@ -22,6 +22,11 @@ def load_results(cell):
     return load_cell(path, cell)
 
 
+def files_of(folder):
+    """The CSV files of a folder, gzipped or not, and nothing that is called otherwise, such as copies."""
+    return sorted(path for path in folder.glob("*.csv*") if path.name.endswith((".csv", ".csv.gz")))
+
+
 def load_cell(path, cell):
     """Rows of a file, wherever it lies; one line and exit if they are not those of PROFILE/CELL."""
     wanted, rows = settings.parse_cell(cell), load_file(path)

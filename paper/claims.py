@@ -4,14 +4,16 @@
     make claims RESULTS="results/mini results/shipped/mini"      # folders of cells' CSV files, .gz or not
 
 reads   every CELL.csv and CELL-dN.csv of the folders; of a cell's files the one that has more replications of
-        both methods counts
+        both methods counts, the first of equals
 prints  for each claim, pair of methods and cell: the difference, first less second, with its 95 % interval
         over the replications that both have (kit/statistics.py), of the score at the largest target, of the
         held-out action loss over the same checkpoints, of its least, and of the bits per byte that the
-        language models take for prose; then what is missing. Nothing is trained.
+        language models take for prose; of few data also what LaMo - DT differs by between two ratios; then
+        what is missing. Nothing is trained.
 
 A score that is higher, and a loss that is lower, speak for the first method; + and - stand where the interval
-leaves 0 out. Where the two methods are one, LaMo's own settings being an ablation's, there is no line.
+leaves 0 out. Fewer than FEWEST replications have no interval. Where the two methods are one, LaMo's own
+settings being an ablation's, there is no line.
 """
 
 from pathlib import Path
@@ -21,43 +23,58 @@ from kit import settings, signals
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("folders", nargs="+", type=Path, help="of CSV files, one a cell")
+OPTIONS.add_argument("--otherwise", type=Path, help="a folder to read where those hold nothing")
 if __name__ == "__main__":
     signals.end_with_reader()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
 
-import numpy as np
-
 from kit import fail
-from kit.results import load_file
+from kit.results import files_of, load_file
 from kit.statistics import of_subsets, paired, replications
 from paper.grid import attempt, is_lamo
 from tasks import TASKS
 
-# the claim, the method that it speaks for, those that it is compared with
+
+def beside(first, *others):
+    return tuple((first, other) for other in others)
+
+
+# the claim, and the methods that it speaks for, each with one that it is compared with
+FEW_DATA = "few data: the difference at each ratio"
 CLAIMS = (
-    ("pre-training helps", "lamo", ("lamo-random", "lamo-random-corpus", "lamo-early", "lamo-markov")),
-    ("pre-training helps, SmolLM2's first 2 blocks", "lamo-smollm2-2", ("lamo-smollm2-2-random",)),
-    ("pre-training helps, its first 8 blocks", "lamo-smollm2-8", ("lamo-smollm2-8-random",)),
-    ("LoRA rather than fine-tuning", "lamo", ("lamo-full", "lamo-frozen")),
-    ("MLP embeddings", "lamo-mlp", ("lamo-linear",)),
-    ("the language loss", "lamo-lm0.1", ("lamo-lm0", "lamo-lm1")),
-    ("few data: the difference at each ratio", "lamo", ("dt",)),
-    ("beside the other baselines", "lamo", ("wiki", "bc", "td3bc", "iql", "cql")),
+    ("pre-training helps", beside("lamo", "lamo-random", "lamo-random-corpus", "lamo-early", "lamo-markov")),
+    ("what of the pre-training", (("lamo-early", "lamo-random"), ("lamo-markov", "lamo-random"),
+                                  ("lamo-random-corpus", "lamo-random"))),
+    ("pre-training helps, SmolLM2's first 2 blocks", beside("lamo-smollm2-2", "lamo-smollm2-2-random")),
+    ("pre-training helps, its first 8 blocks", beside("lamo-smollm2-8", "lamo-smollm2-8-random")),
+    ("LoRA rather than fine-tuning", beside("lamo", "lamo-full", "lamo-frozen")),
+    ("MLP embeddings", beside("lamo-mlp", "lamo-linear")),
+    ("the language loss", beside("lamo-lm0.1", "lamo-lm0", "lamo-lm1")),
+    (FEW_DATA, beside("lamo", "dt")),
+    ("beside the other baselines", beside("lamo", "wiki", "bc", "td3bc", "iql", "cql")),
 )
 MEASURES = (("score", "{:+.1f}", "score"), ("heldout_loss", "{:+.4f}", "held-out loss"),
             ("lowest_heldout_loss", "{:+.4f}", "its least"), ("bits_per_byte", "{:+.3f}", "bits per byte"))
+FEWEST = 3  # replications that an interval is said of: that of two says next to nothing
 
+
+# --- the rows ----------------------------------------------------------------------------------
 
 def read(folders):
-    """({cell: [rows of a file]}, what could not be read), cells in the order of tasks.py and of ratios."""
+    """({(profile, cell): [rows of a file]}, what could not be read), in the order of `in_order`."""
     found, troubles = {}, []
-    for path in sorted(path for folder in folders for path in folder.glob("*.csv*")):
+    for path in (path for folder in folders for path in files_of(folder)):
         cell, subset = settings.split_subset(path.name.partition(".csv")[0])
         if subset in (0, "N") and (rows := attempt(troubles, load_cell, path, cell)):
             found.setdefault((rows[0]["profile"], cell), []).append(rows)
+    return in_order(found), troubles
+
+
+def in_order(found):
+    """Cells in the order of tasks.py, and then of ratios."""
     order = [*TASKS]
     return dict(sorted(found.items(), key=lambda item: (
-        order.index(item[1][0][0]["task"]), item[1][0][0]["ratio"]))), troubles
+        order.index(item[1][0][0]["task"]), item[1][0][0]["ratio"])))
 
 
 def load_cell(path, cell):
@@ -77,16 +94,22 @@ def method_rows(profile, cell, rows, method):
     return own
 
 
+# --- what two methods differ by ----------------------------------------------------------------
+
 class Comparison(NamedTuple):
     count: int         # replications that both methods have a score of
     over: str          # "5 subsets"
+    changed: list      # settings that are not those of the methods' names, "dt steps=50"
     pairs: dict        # {what of MEASURES: kit.statistics.Paired, or None where it was not measured}
-    beside: float      # the second method's mean held-out loss over the replications that both have, or nan
+    values: dict       # {what: ({seed: value}, {seed: value})}, of both methods
     lm: str            # the language models of both
 
     def texts(self):
         """What a line of the table says, without the cell."""
-        return [self.over, *(say(self.pairs[what], form) for what, form, _ in MEASURES), self.lm]
+        return ["; ".join([self.over, *self.changed]), *self.said(MEASURES), self.lm]
+
+    def said(self, measures):
+        return [say(self.pairs[what], form, self.count) for what, form, _ in measures]
 
 
 def compare(profile, cell, files, first, second):
@@ -94,54 +117,98 @@ def compare(profile, cell, files, first, second):
     the methods is not there, or if they are the same."""
     if is_lamo(profile, cell, first) and is_lamo(profile, cell, second):
         return None
-    best = None
-    for rows in files:
-        ours, theirs = (method_rows(profile, cell, rows, method) for method in (first, second))
-        pairs = {what: paired(replications(ours, what), replications(theirs, what)) for what, *_ in MEASURES}
-        if pairs["score"] is not None and (best is None or len(pairs["score"].seeds) > best.count):
-            count, losses = len(pairs["score"].seeds), replications(theirs, "heldout_loss")
-            both = pairs["heldout_loss"].seeds if pairs["heldout_loss"] else []
-            best = Comparison(
-                count, f"{count} {'subset' if of_subsets(ours) else 'seed'}{'s' * (count > 1)}", pairs,
-                float(np.mean([losses[seed] for seed in both])) if both else np.nan,
-                ", ".join(sorted({row["lm"] for row in ours + theirs} - {"none"})))
-    return best
+    found = [compare_file(rows, *(method_rows(profile, cell, rows, method) for method in (first, second)))
+             for rows in files]
+    return max(filter(None, found), key=lambda comparison: comparison.count, default=None)
 
 
-def say(pair, form):
-    """"+3.1 [+0.4, +5.8] +": the difference, its interval, and its sign if the interval leaves 0 out."""
+def compare_file(rows, ours, theirs):
+    values = {what: (replications(ours, what), replications(theirs, what)) for what, *_ in MEASURES}
+    pairs = {what: paired(*both) for what, both in values.items()}
+    if pairs["score"] is None:
+        return None
+    measured = {(row["seed"], row["heldout_data"]) for row in ours + theirs if row.get("heldout_data")}
+    if len(measured) > len({seed for seed, _ in measured}):
+        pairs |= {"heldout_loss": None, "lowest_heldout_loss": None}  # each over other episodes
+    changed = sorted({f"{row['method']} {row['changed']}" for row in ours + theirs if row.get("changed")})
+    count = len(pairs["score"].seeds)
+    return Comparison(count, over(count, rows), changed, pairs, values,
+                      ", ".join(sorted({row["lm"] for row in ours + theirs} - {"none"})))
+
+
+def over(count, rows):
+    return f"{count} {'subset' if of_subsets(rows) else 'seed'}{'s' * (count != 1)}"
+
+
+def shift(lower, higher):
+    """By how much the difference of two methods is larger in the Comparison `lower` than in `higher`, over
+    the replications of both: subset N of the lower ratio is part of subset N of the higher one."""
+    def differences(comparison, what):
+        ours, theirs = comparison.values[what]
+        return {seed: ours[seed] - theirs[seed] for seed in {*ours} & {*theirs} if comparison.pairs[what]}
+
+    pairs = {what: paired(differences(lower, what), differences(higher, what)) for what, *_ in MEASURES}
+    if pairs["score"] is None:
+        return None
+    count = len(pairs["score"].seeds)
+    changed = sorted({*lower.changed, *higher.changed})
+    return Comparison(count, f"{count} of both", changed, pairs, {}, lower.lm)
+
+
+def say(pair, form, count):
+    """"+3.1 [+0.4, +5.8] +": the difference, its interval, and its sign if the interval leaves 0 out; how
+    many replications it is over, if they are not as many as the score's."""
     if pair is None:
         return "not measured"
-    said = form.format(pair.difference)
-    if pair.interval is None:
+    said = form.format(pair.difference) + f" of {len(pair.seeds)}" * (len(pair.seeds) != count)
+    if len(pair.seeds) < FEWEST:
         return said
     low, high = pair.interval
     sign = " +" if low > 0 else " -" if high < 0 else ""
     return f"{said} [{form.format(low)}, {form.format(high)}]{sign}"
 
 
+# --- the table ---------------------------------------------------------------------------------
+
+def comparisons(found, first, second):
+    """[((profile, cell), Comparison), ...] of the cells that have both methods."""
+    return [((profile, cell), comparison) for (profile, cell), files in found.items()
+            if (comparison := compare(profile, cell, files, first, second))]
+
+
+def shifts_of(lines):
+    """Of `comparisons`, each ratio of a task beside the next one, ((profile, "hopper-medium-0.01 less 0.1"),
+    Comparison)."""
+    for (place, lower), (beyond, higher) in zip(lines, lines[1:], strict=False):
+        profile, cell = place
+        if (profile, cell.rpartition("-")[0]) == (beyond[0], beyond[1].rpartition("-")[0]):
+            if shifted := shift(lower, higher):
+                yield (profile, f"{cell} less {beyond[1].rpartition('-')[2]}"), shifted
+
+
 def report(found):
     """The lines of the table, and then of what is missing."""
-    head = ["cell", "over", *(title for *_, title in MEASURES), "language models"]
-    missing = []
-    for claim, first, others in CLAIMS:
+    head, missing = ["over", *(title for *_, title in MEASURES), "language models"], []
+    for claim, pairs in CLAIMS:
         yield f"\n{claim}"
-        for second in others:
-            rows, without = [], []
-            for (profile, cell), files in found.items():
-                found_here = compare(profile, cell, files, first, second)
-                task = cell.rpartition("-")[0]
-                if found_here:
-                    rows.append([f"{profile}/{cell}", *found_here.texts()])
-                elif not any(settings.missing(task, method) for method in (first, second)) and not (
-                        is_lamo(profile, cell, first) and is_lamo(profile, cell, second)):
-                    without.append(f"{profile}/{cell}")
-            if rows:
-                yield from table([[f"{first} - {second}", *head[1:]], *rows])
+        for first, second in pairs:
+            lines = comparisons(found, first, second)
+            if lines:
+                lines += shifts_of(lines) if claim == FEW_DATA else []
+                yield from table([[f"{first} - {second}", *head],
+                                  *(["/".join(place), *comparison.texts()] for place, comparison in lines)])
+            without = [place for place in found
+                       if place not in dict(lines) and wanted(*place, first, second)]
             if without:
-                missing.append(f"  {first} and {second}: {', '.join(without)}")
+                missing.append(f"  {first} and {second}: {', '.join(map('/'.join, without))}")
     if missing:
         yield from ("\nmissing, of one or both of", *missing)
+
+
+def wanted(profile, cell, first, second):
+    """Whether a cell could have both methods, as two."""
+    return not any(settings.missing(cell.rpartition("-")[0], method) for method in (first, second)) and not (
+        is_lamo(profile, cell, first) and is_lamo(profile, cell, second))
 
 
 def table(rows):
@@ -151,10 +218,17 @@ def table(rows):
 
 
 def main(args):
-    found, troubles = read(args.folders)
+    folders = args.folders
+    for folder in folders if args.otherwise is None else ():
+        if not folder.is_dir():
+            fail(f"{folder} is not a folder that is there; make it, or leave it out")
+    found, troubles = read(folders)
+    if not found and not troubles and args.otherwise:
+        folders = [args.otherwise]
+        found, troubles = read(folders)
     if not found and not troubles:
         fail(f"{', '.join(map(str, args.folders))} holds no CSV of a cell; make one: make hopper-medium-0.01")
-    print(f"of the rows in {' and '.join(map(str, args.folders))}")
+    print(f"of the rows in {' and '.join(map(str, folders))}")
     print(*report(found), sep="\n")
     for trouble in troubles:
         print(f"not in it: {trouble}")

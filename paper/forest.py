@@ -1,6 +1,6 @@
 """The paper's claims as one figure: what two methods differ by in each cell, a line each.
 
-    picture(found, "mini")       found: {(profile, cell): [rows of a file]} of paper.claims.read
+    picture(found, "mini")       found: {(profile, cell): [rows of a file, ...]} of paper.claims.read
                                  -> (title, matplotlib figure, caption), as paper.figures has them, or None
 
 At the left the difference in score; at the right that in imitation, by how many per cent of the second
@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper.claims import CLAIMS, compare
+from paper.claims import CLAIMS, FEWEST, comparisons
 from paper.figures import LOOKS, grid_lines, of_profile, stamp
 from paper.grid import name_of
 
@@ -20,22 +20,24 @@ ROW = 0.165                # inches
 ROOM = 1.25                # how much further than the largest difference a panel goes
 
 
-def picture(found, profile, fewest=2):
-    """fewest: replications that both methods of a line have."""
-    drawn = {claim: lines for claim, *pair in CLAIMS if (lines := compared(found, *pair, fewest))}
+def picture(found, profile):
+    """Of the profile's cells and of what FEWEST replications have, whose intervals are printed, too."""
+    drawn = {claim: lines for claim, pairs in CLAIMS if (lines := compared(found, profile, pairs))}
     if not drawn:
         return None
     return "The claims, one by one", draw(drawn, profile), (
-        "What the first method differs by from the second, paired by replication: right of 0 speaks for the "
-        "first. Lines are 95 % intervals over replications; where one leaves 0 out, it is coloured and its "
-        f"mark filled. Arrows go on. {of_profile(profile)}")
+        "What the first method differs by from the second, over the replications that both have; right of 0 "
+        "speaks for the first. Lines are 95 % intervals; where one leaves 0 out, it is coloured and its mark "
+        "filled, and an arrow stands where it goes on. Per cent are of the second's mean loss. "
+        f"{of_profile(profile)}")
 
 
-def compared(found, first, others, fewest):
+def compared(found, profile, pairs):
     """[(what is compared, Comparison), ...] of a claim."""
-    return [(f"{name_of(first)} - {name_of(second)}, {cell}  ({pair.over})", pair)
-            for second in others for (profile, cell), files in found.items()
-            if (pair := compare(profile, cell, files, first, second)) and pair.count >= fewest]
+    return [(f"{name_of(first)} - {name_of(second)}, {cell}  ({comparison.over}"
+             f"{', changed settings' * bool(comparison.changed)})", comparison)
+            for first, second in pairs for (of, cell), comparison in comparisons(found, first, second)
+            if of == profile and comparison.count >= FEWEST]
 
 
 @matplotlib.rc_context(LOOKS)
@@ -46,8 +48,8 @@ def draw(drawn, profile):
     axes = figure.subplots(1, 2, sharey=True)
     for y, (_, pair) in enumerate(rows):
         if pair is not None:
-            draw_line(axes[0], y, *scaled(pair.pairs["score"], 1))
-            draw_line(axes[1], y, *scaled(pair.pairs["heldout_loss"], -100 / pair.beside))
+            draw_line(axes[0], y, pair.pairs["score"], 1)
+            draw_line(axes[1], y, pair.pairs["heldout_loss"], per_cent(pair))
     axes[0].set_yticks(range(len(rows)), [text for text, _ in rows], fontsize=7.5)
     for label, (_, pair) in zip(axes[0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if pair is None else "normal")
@@ -55,6 +57,7 @@ def draw(drawn, profile):
         axis.set_title(title)
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.tick_params(axis="y", length=0)
+        axis.tick_params(axis="x", labeltop=True)
         axis.axvline(0, color="black", lw=0.8)
         clip(axis)
         axis.set_xlabel("for the second  <  0  >  for the first", fontsize=8)
@@ -63,20 +66,24 @@ def draw(drawn, profile):
     return figure
 
 
-def scaled(pair, scale):
-    """A Paired times `scale`: (difference, (low, high) or None), both None where nothing was measured."""
-    if pair is None:
-        return None, None
-    ends = sorted(scale * end for end in pair.interval) if pair.interval else None
-    return scale * pair.difference, ends
+def per_cent(comparison):
+    """What makes a difference in held-out loss per cent of the second method's mean loss, less being more."""
+    pair, (_, theirs) = comparison.pairs["heldout_loss"], comparison.values["heldout_loss"]
+    mean = np.mean([theirs[seed] for seed in pair.seeds]) if pair else 0
+    return -100 / mean if mean else 0
 
 
-def draw_line(axis, y, difference, ends):
-    if difference is None:
+def draw_line(axis, y, pair, scale):
+    """A Paired times `scale`; nothing where there is none, or nothing to measure it by."""
+    if pair is None or not scale:
         return
+    difference, ends = scale * pair.difference, None
+    if len(pair.seeds) >= FEWEST:
+        ends = sorted(scale * end for end in pair.interval)
+        axis.plot(ends, (y, y), lw=1.6, solid_capstyle="butt", gid="interval", color="none")
     colour = OPEN if not ends or ends[0] <= 0 <= ends[1] else FOR if difference > 0 else AGAINST
     if ends:
-        axis.plot(ends, (y, y), color=colour, lw=1.6, solid_capstyle="butt", gid="interval")
+        axis.lines[-1].set_color(colour)
     axis.plot(difference, y, "o", ms=4.5, color=colour, mfc="white" if colour == OPEN else colour, zorder=3)
 
 

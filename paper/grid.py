@@ -21,7 +21,7 @@ import numpy as np
 
 import tasks
 from kit import artifacts, settings
-from kit.results import data_score, load_cell
+from kit.results import data_score, files_of, load_cell
 from kit.statistics import summarise
 
 MAIN = ("lamo", "dt", "wiki", "cql", "iql", "td3bc", "bc")  # the columns of the paper's tables
@@ -44,7 +44,7 @@ def domain_of(cell):
 def gather(profile, folder):
     """({cell: {method: line}}, ["what could not be read", ...]), cells in the order of tasks.py."""
     cells, troubles = {}, []
-    for path in sorted(folder.glob("*.csv*"), key=lambda path: "-dN." in path.name):
+    for path in sorted(files_of(folder), key=lambda path: "-dN." in path.name):
         name = path.name.partition(".csv")[0]
         plain, subset = settings.split_subset(name)
         if subset not in (0, "N"):  # which -dN has, with the others of its kind

@@ -9,7 +9,7 @@
 
 reads   results/mini and, for what a row's run was made by, runs/mini; of GRID's cells alone
 writes  results/shipped/mini/CELL.csv.gz, the rows, and CELL.json, {method: the settings of its rows};
-        between MARKERS of DOCUMENTS; FIGURE, of the first cell; CLAIMED_FIGURE
+        between MARKERS of DOCUMENTS; FIGURE, of the first cell; CLAIMED_FIGURE, of all
 
 A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay, if they are of
 the same data. A run counts as shipped while its settings are those of tasks.py; what is of others is missing,
@@ -18,6 +18,7 @@ and left out when the next are taken.
 
 import functools
 import gzip
+import hashlib
 from pathlib import Path
 
 from kit import settings
@@ -34,7 +35,7 @@ from kit import artifacts, seals
 from kit.results import data_score, load_cell
 from kit.statistics import paired, replications, summarise
 from paper import forest
-from paper.claims import CLAIMS, MEASURES, compare, say
+from paper.claims import CLAIMS, FEW_DATA, FEWEST, MEASURES, comparisons, in_order, shifts_of
 from paper.grid import is_lamo, name_of
 from tasks import METHODS
 
@@ -42,8 +43,6 @@ FOLDER = Path("results/shipped/mini")
 MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads")  # of a run's config.json
 COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS + MADE_BY
 MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end -->")
-CLAIMED = [measure for measure in MEASURES if measure[0] != "lowest_heldout_loss"]
-FEWEST = 3  # replications that an interval is printed of: that of two says next to nothing
 FIGURE = Path("docs/hopper-medium-0.01.png")
 CLAIMED_FIGURE = Path("docs/claims.png")
 
@@ -198,7 +197,7 @@ def scores(lines):
 
 
 def over(line):
-    return f"{len(line['seeds'])} {line['over'] if line['over'] != 'episodes' else 'subset'}"
+    return f"{len(line['seeds'])} {line['over'] if line['over'] != 'episodes' else 'run'}"
 
 
 def front(cells):
@@ -250,15 +249,21 @@ def every_method(cells):
 
 def every_claim(cells):
     """What `make claims` prints of the shipped rows, where FEWEST replications have both methods."""
-    yield from row_of("claim", ["compared", "cell", "over", *(title for *_, title in CLAIMED)])
-    yield f"|{' --- |' * (4 + len(CLAIMED))}"
-    for claim, first, others in CLAIMS:
-        for second in others:
-            for cell, rows in cells.items():
-                found = compare("mini", cell, [rows], first, second)
-                if found and found.count >= FEWEST:
-                    said = [say(found.pairs[what], form) for what, form, _ in CLAIMED]
-                    yield from row_of(claim, [f"`{first}` - `{second}`", f"`{cell}`", found.over, *said])
+    yield from row_of("claim", ["compared", "cell", "over", *(title for *_, title in MEASURES)])
+    yield f"|{' --- |' * (4 + len(MEASURES))}"
+    for claim, pairs in CLAIMS:
+        for first, second in pairs:
+            lines = comparisons(claimed(cells), first, second)
+            lines += shifts_of(lines) if claim == FEW_DATA else []
+            for (_, cell), comparison in lines:
+                if comparison.count >= FEWEST:
+                    yield from row_of(claim, [f"`{first}` - `{second}`", f"`{cell}`", comparison.over,
+                                              *comparison.said(MEASURES)])
+
+
+def claimed(cells):
+    """The cells as paper.claims has them."""
+    return in_order({("mini", cell): [rows] for cell, rows in cells.items()})
 
 
 DOCUMENTS = {"README.md": front, "docs/tasks.md": every_cell, "docs/methods.md": every_method}
@@ -272,19 +277,22 @@ def write(cells):
         return
     first = next(iter(cells))
     rows = [row for row in cells[first] if row["method"] in MAIN]
-    save(FIGURE, plot.draw(f"mini/{table_of(first)}", rows, summarise(rows)), [first])
-    claimed = forest.picture({("mini", cell): [rows] for cell, rows in cells.items()}, "mini", FEWEST)
-    if claimed:
-        save(CLAIMED_FIGURE, claimed[1], cells)
+    save(FIGURE, plot.draw(f"mini/{table_of(first)}", rows, summarise(rows)), drawn_of(first))
+    if picture := forest.picture(claimed(cells), "mini"):
+        save(CLAIMED_FIGURE, picture[1], claims_drawn(cells))
 
 
-def save(path, figure, cells):
-    about = {"Description": drawn_of(cells), "Software": None}
+def save(path, figure, drawn):
+    about = {"Description": drawn, "Software": None}
     artifacts.write_whole(path, lambda part: figure.savefig(part, dpi=100, metadata=about))
 
 
-def drawn_of(cells):
-    return ", ".join(f"{shipped_path(cell).name} {seals.sha256(shipped_path(cell))}" for cell in cells)
+def drawn_of(cell):
+    return f"{shipped_path(cell).name} {seals.sha256(shipped_path(cell))}"
+
+
+def claims_drawn(cells):
+    return f"claims {hashlib.sha256(chr(10).join(every_claim(cells)).encode()).hexdigest()}"
 
 
 def main(args):

@@ -51,7 +51,7 @@ def make_rows(scores, method="lamo", target=3600.0, **more):
     row = {"profile": "mini", "data": "d@1", "lm": "mini@1", "task": "hopper-medium", "ratio": 0.01,
            "method": method, "seed": 0, "target_return": target, "return": 0.0, "length": 1,
            "data_score": 37.0, "data_episodes": 21, "score_window": 2, "changed": "", "subset": 0,
-           **dict.fromkeys(artifacts.LOSS_COLUMNS, float("nan"))} | more
+           **dict.fromkeys(artifacts.LOSS_COLUMNS, float("nan")), "heldout_data": ""} | more
     return [row | {"step": step, "episode": episode, "normalized_score": score}
             for step, values in scores.items() for episode, score in enumerate(values)]
 

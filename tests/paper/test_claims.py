@@ -81,8 +81,40 @@ def test_what_cannot_be_read_is_said_and_hides_nothing(tmp_path, capsys):
     assert "lamo - dt" in out
     for name in ("hopper-medium-0.1.csv", "hopper-medium-1.csv", "hopper-medium-0.5.csv.gz"):
         assert sum(name in line for line in out.splitlines() if line.startswith("not in it")) == 1
+    (tmp_path / "none").mkdir()
     with pytest.raises(SystemExit, match="holds no CSV of a cell"):
         claims.main(claims.OPTIONS.parse_args([str(tmp_path / "none")]))
+
+
+def test_two_replications_have_no_interval_and_what_differs_is_said(tmp_path, capsys):
+    rows = (runs("lamo", [40.0, 44.0], [0.1, 0.1]) + runs("dt", [30.0, 34.0], [0.2, 0.2], changed="steps=50")
+            + runs("lamo-random", *LAMO, heldout_data="abc") + runs("lamo-early", *LAMO, heldout_data="def")
+            + runs("wiki", DT[0], [0.1, float("nan"), float("nan")]))
+    write(tmp_path / "hopper-medium-0.01.csv", rows)
+    write(tmp_path / "hopper-medium-0.01.csv.old", runs("lamo", *LAMO) + runs("dt", *DT))  # is none
+    out = printed(tmp_path, capsys)
+    line = out[out.index("lamo - dt"):].splitlines()[1]
+    assert "2 seeds; dt steps=50  +10.0 " in line and "[" not in line and " +\n" not in line
+    other = out[out.index("lamo-early - lamo-random "):].splitlines()[1].split("  ")
+    assert other.count("not measured") >= 2  # held-out losses over other episodes
+    assert "-0.0000 of 1" in out[out.index("lamo - wiki"):].splitlines()[1].replace("+0", "-0")
+    with pytest.raises(SystemExit, match="none is not a folder that is there"):
+        claims.main(claims.OPTIONS.parse_args([str(tmp_path), str(tmp_path / "none")]))
+
+
+def test_few_data_is_a_difference_of_differences(tmp_path, capsys):
+    few, many = {"ratio": 0.01}, {"ratio": 0.1}
+    for other, kind in ((few, LAMO), (many, ([38.0, 39.0, 40.0, 0.0], [0.1, 0.1, 0.1, 0.1]))):
+        dt = DT if other is few else ([36.0, 36.0, 36.0, 0.0], [0.1, 0.1, 0.1, 0.1])
+        write(tmp_path / f"hopper-medium-{other['ratio']}-dN.csv", [
+            row for method, values in (("lamo", kind), ("dt", dt))
+            for row in runs(method, *values, lambda seed: seed, **other)])
+    out = printed(tmp_path, capsys)
+    line = out[out.index("lamo - dt"):].splitlines()[3]
+    # 10, 8, 12 less 2, 3, 4, over the three subsets that both ratios have
+    mean, half = 7.0, 4.303 * np.std([8, 5, 8], ddof=1) / np.sqrt(3)
+    assert "mini/hopper-medium-0.01 less 0.1  3 of both" in line
+    assert f"+7.0 [{mean - half:+.1f}, {mean + half:+.1f}] +" in line
 
 
 def test_make_claims(kit):

@@ -1,17 +1,16 @@
 """paper/forest.py: where differences are drawn, on which side, and how far."""
 
-import numpy as np
 import pytest
 from test_claims import DT, LAMO, runs
 
-from paper import claims, forest
+from paper import forest
 
 GOOD, BAD = ([10.0, 11.0, 12.0], [0.20, 0.20, 0.20]), ([50.0, 51.0, 52.0], [0.10, 0.10, 0.10])
 
 
-def drawn(found, fewest=2):
+def drawn(found):
     """(the figure, [{row: (difference, colour, filled)} of a panel])."""
-    figure = forest.picture(found, "mini", fewest)[1]
+    figure = forest.picture(found, "mini")[1]
     panels = [{int(line.get_ydata()[0]): (float(line.get_xdata()[0]), line.get_color(),
                                           line.get_markerfacecolor() != "white")
                for line in axis.lines if line.get_marker() == "o"} for axis in figure.axes]
@@ -24,7 +23,8 @@ def rows_of(figure):
 
 def test_right_is_for_the_first_method_on_both_sides():
     rows = runs("lamo", *LAMO) + runs("dt", *DT) + runs("lamo-random", *GOOD) + runs("wiki", *BAD)
-    figure, (scores, losses) = drawn({("mini", "hopper-medium-0.01"): [rows]})
+    figure, (scores, losses) = drawn({("mini", "hopper-medium-0.01"): [rows],
+                                      ("paper", "hopper-medium-0.01"): [rows]})
     assert rows_of(figure) == [
         "pre-training helps", "LaMo - lamo-random, hopper-medium-0.01  (3 seeds)",
         "few data: the difference at each ratio", "LaMo - DT, hopper-medium-0.01  (3 seeds)",
@@ -38,10 +38,10 @@ def test_right_is_for_the_first_method_on_both_sides():
 
 
 def test_an_interval_that_goes_on_ends_in_an_arrow_within_the_panel():
-    rows = runs("lamo", [0.0, 80.0], LAMO[1][:2]) + runs("dt", [10.0, 50.0], DT[1][:2])
+    rows = runs("lamo", [0.0, 80.0, 40.0], LAMO[1]) + runs("dt", [10.0, 50.0, 30.0], DT[1])
     figure, _ = drawn({("mini", "hopper-medium-0.01"): [rows]})
     low, high = figure.axes[0].get_xlim()
-    assert (low, high) == (-12.5, 12.5)  # the difference is 10, its interval -244 to 264
+    assert (low, high) == (-12.5, 12.5)  # the difference is 10, its interval -40 to 60
     arrows = {line.get_marker(): float(line.get_xdata()[0]) for line in figure.axes[0].lines
               if line.get_marker() in "<>"}
     assert arrows == {"<": low, ">": high}
@@ -49,12 +49,20 @@ def test_an_interval_that_goes_on_ends_in_an_arrow_within_the_panel():
     assert [*interval.get_xdata()] == [low, high]
 
 
-def test_too_few_replications_and_no_loss_are_said_or_left_out():
-    nothing = [float("nan")] * 3
-    found = {("mini", "hopper-medium-0.01"): [runs("lamo", *LAMO) + runs("iql", DT[0], nothing)
-                                              + runs("dt", [30.0], [0.1])]}
+def test_few_replications_and_no_loss_are_said_or_left_out():
+    nothing, zero = [float("nan")] * 3, [0.01] * 3  # of the last checkpoint; runs() takes 0.01 off the first
+    found = {("mini", "hopper-medium-0.01"): [
+        runs("lamo", *LAMO) + runs("iql", DT[0], nothing) + runs("dt", [30.0, 31.0], [0.1, 0.1])]}
     figure, (scores, losses) = drawn(found)
     assert len(rows_of(figure)) == 2 and list(scores) == [1] and not losses
     assert [text.get_text() for text in figure.axes[1].texts] == ["not measured"]
-    assert forest.picture(found, "mini", 4) is None
-    assert np.isnan(claims.compare("mini", "hopper-medium-0.01", *found.values(), "lamo", "iql").beside)
+    found = {("mini", "hopper-medium-0.01"): [
+        runs("lamo", *LAMO) + [row | {"heldout_loss": 0.0} for row in runs("dt", DT[0], zero)]]}
+    assert not drawn(found)[1][1]  # nothing is per cent of 0
+    assert forest.picture({("mini", "hopper-medium-0.01"): [runs("lamo", *LAMO)]}, "mini") is None
+    # of three replications two have a loss: a mark without an interval
+    found = {("mini", "hopper-medium-0.01"): [
+        runs("lamo", *LAMO) + runs("bc", DT[0], [0.1, 0.1, float("nan")])]}
+    figure, (_, losses) = drawn(found)
+    assert losses[1][1:] == (forest.OPEN, False)
+    assert not [line for line in figure.axes[1].lines if line.get_gid() == "interval"]
