@@ -200,7 +200,8 @@ def report(found):
             without = [place for place in found
                        if place not in dict(lines) and wanted(*place, first, second)]
             if without:
-                missing.append(f"  {first} and {second}: {', '.join(map('/'.join, without))}")
+                more = f" and {len(without) - 3} more" * (len(without) > 3)
+                missing.append(f"  {first} and {second}: {', '.join(map('/'.join, without[:3]))}{more}")
     if missing:
         yield from ("\nmissing, of one or both of", *missing)
 
