@@ -265,7 +265,7 @@ TASKS = {
         "score_window": 4,                    # the last 10K of 50K steps, appendix p. 18
         "mini": ATARI["mini"] | {
             "score_window": 2, "player": "breakout", "player_env": "BreakoutNoFrameskip-v0",
-            "trajectories": 250, "target_returns": (40.0, 20.0)},
+            "trajectories": 250, "target_returns": (40.0, 20.0), "lr": 2e-3},
     },
     "qbert-medium": ATARI | {
         "env": "QbertNoFrameskip-v4",
@@ -310,6 +310,7 @@ METHODS = {
         "lm_weight": 0.0,
         "atari": {"lr": 3e-4},                # figure 11
         "mini": {"lr": 1e-3},
+        "mini-breakout-medium": {"lr": 2e-3},
     },
     "wiki": {                                 # Wiki-RL: the LM is fine-tuned whole, with DT's settings
         "train": "all",
