@@ -57,11 +57,13 @@ class Progress:
         self.bar.set_postfix(notes)
 
     def expect(self, total):
-        """The total is known by now, or better known."""
+        """The total is known by now, or better known; that of episodes of any length is a guess."""
         self.total = self.bar.total = total
 
     def advance(self, count=1):
         self.done += count
+        if self.total and self.done > self.total:
+            self.expect(None)  # it was guessed too low
         self.bar.update(count)
         now = time.monotonic()
         if now >= self.file_due:

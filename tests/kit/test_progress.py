@@ -35,9 +35,12 @@ def test_a_total_that_is_known_later(clock, capsys):
         bar.expect(366)
         clock[0] += 61
         bar.advance(122)
+        clock[0] += 61
+        bar.advance(123)  # more than was expected
     assert capsys.readouterr().out.splitlines() == [
         "a: playing, environment step 122, 2 environment steps/s",
-        "a: playing, environment step 244 of 366, 2 environment steps/s, 61 s left"]
+        "a: playing, environment step 244 of 366, 2 environment steps/s, 61 s left",
+        "a: playing, environment step 367, 2.01 environment steps/s"]
 
 
 def test_the_file_says_how_far_it_is_also_at_an_untimely_end(clock, tmp_path, monkeypatch):
