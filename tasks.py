@@ -310,7 +310,7 @@ METHODS = {
         "lm_weight": 0.0,
         "atari": {"lr": 3e-4},                # figure 11
         "mini": {"lr": 1e-3},
-        "mini-breakout-medium": {"lr": 2e-3},
+        "mini-breakout-medium": {"lr": 2e-3},  # docs/calibration.md
     },
     "wiki": {                                 # Wiki-RL: the LM is fine-tuned whole, with DT's settings
         "train": "all",

@@ -43,8 +43,8 @@ def beside(first, *others):
 FEW_DATA = "few data: the difference at each ratio"
 CLAIMS = (
     ("pre-training helps", beside("lamo", "lamo-random", "lamo-random-corpus", "lamo-early", "lamo-markov")),
-    ("what of the pre-training", (("lamo-early", "lamo-random"), ("lamo-markov", "lamo-random"),
-                                  ("lamo-random-corpus", "lamo-random"))),
+    ("what of pre-training helps", (("lamo-early", "lamo-random"), ("lamo-markov", "lamo-random"),
+                                    ("lamo-random-corpus", "lamo-random"))),
     ("pre-training helps, SmolLM2's first 2 blocks", beside("lamo-smollm2-2", "lamo-smollm2-2-random")),
     ("pre-training helps, its first 8 blocks", beside("lamo-smollm2-8", "lamo-smollm2-8-random")),
     ("LoRA rather than fine-tuning", beside("lamo", "lamo-full", "lamo-frozen")),
@@ -106,10 +106,10 @@ class Comparison(NamedTuple):
 
     def texts(self):
         """What a line of the table says, without the cell."""
-        return ["; ".join([self.over, *self.changed]), *self.said(MEASURES), self.lm]
+        return ["; ".join([self.over, *self.changed]), *self.said(), self.lm]
 
-    def said(self, measures):
-        return [say(self.pairs[what], form, self.count) for what, form, _ in measures]
+    def said(self):
+        return [say(self.pairs[what], form, self.count) for what, form, _ in MEASURES]
 
 
 def compare(profile, cell, files, first, second):
@@ -145,7 +145,8 @@ def shift(lower, higher):
     the replications of both: subset N of the lower ratio is part of subset N of the higher one."""
     def differences(comparison, what):
         ours, theirs = comparison.values[what]
-        return {seed: ours[seed] - theirs[seed] for seed in {*ours} & {*theirs} if comparison.pairs[what]}
+        pair = comparison.pairs[what]
+        return {seed: ours[seed] - theirs[seed] for seed in pair.seeds} if pair else {}
 
     pairs = {what: paired(differences(lower, what), differences(higher, what)) for what, *_ in MEASURES}
     if pairs["score"] is None:
@@ -220,9 +221,9 @@ def table(rows):
 
 def main(args):
     folders = args.folders
-    for folder in folders if args.otherwise is None else ():
-        if not folder.is_dir():
-            fail(f"{folder} is not a folder that is there; make it, or leave it out")
+    gone = [folder for folder in folders if not folder.is_dir()]
+    if gone and args.otherwise is None:
+        fail(f"{gone[0]} is not a folder that is there; make it, or leave it out")
     found, troubles = read(folders)
     if not found and not troubles and args.otherwise:
         folders = [args.otherwise]

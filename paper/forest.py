@@ -77,13 +77,11 @@ def draw_line(axis, y, pair, scale):
     """A Paired times `scale`; nothing where there is none, or nothing to measure it by."""
     if pair is None or not scale:
         return
-    difference, ends = scale * pair.difference, None
-    if len(pair.seeds) >= FEWEST:
-        ends = sorted(scale * end for end in pair.interval)
-        axis.plot(ends, (y, y), lw=1.6, solid_capstyle="butt", gid="interval", color="none")
+    difference = scale * pair.difference
+    ends = sorted(scale * end for end in pair.interval) if len(pair.seeds) >= FEWEST else None
     colour = OPEN if not ends or ends[0] <= 0 <= ends[1] else FOR if difference > 0 else AGAINST
     if ends:
-        axis.lines[-1].set_color(colour)
+        axis.plot(ends, (y, y), color=colour, lw=1.6, solid_capstyle="butt", gid="interval")
     axis.plot(difference, y, "o", ms=4.5, color=colour, mfc="white" if colour == OPEN else colour, zorder=3)
 
 

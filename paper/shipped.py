@@ -258,7 +258,7 @@ def every_claim(cells):
             for (_, cell), comparison in lines:
                 if comparison.count >= FEWEST:
                     yield from row_of(claim, [f"`{first}` - `{second}`", f"`{cell}`", comparison.over,
-                                              *comparison.said(MEASURES)])
+                                              *comparison.said()])
 
 
 def claimed(cells):

@@ -50,14 +50,14 @@ def test_an_interval_that_goes_on_ends_in_an_arrow_within_the_panel():
 
 
 def test_few_replications_and_no_loss_are_said_or_left_out():
-    nothing, zero = [float("nan")] * 3, [0.01] * 3  # of the last checkpoint; runs() takes 0.01 off the first
+    nothing = [float("nan")] * 3
     found = {("mini", "hopper-medium-0.01"): [
         runs("lamo", *LAMO) + runs("iql", DT[0], nothing) + runs("dt", [30.0, 31.0], [0.1, 0.1])]}
     figure, (scores, losses) = drawn(found)
     assert len(rows_of(figure)) == 2 and list(scores) == [1] and not losses
     assert [text.get_text() for text in figure.axes[1].texts] == ["not measured"]
     found = {("mini", "hopper-medium-0.01"): [
-        runs("lamo", *LAMO) + [row | {"heldout_loss": 0.0} for row in runs("dt", DT[0], zero)]]}
+        runs("lamo", *LAMO) + [row | {"heldout_loss": 0.0} for row in runs("dt", *DT)]]}
     assert not drawn(found)[1][1]  # nothing is per cent of 0
     assert forest.picture({("mini", "hopper-medium-0.01"): [runs("lamo", *LAMO)]}, "mini") is None
     # of three replications two have a loss: a mark without an interval
