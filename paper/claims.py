@@ -229,7 +229,9 @@ def main(args):
         folders = [args.otherwise]
         found, troubles = read(folders)
     if not found and not troubles:
-        fail(f"{', '.join(map(str, args.folders))} holds no CSV of a cell; make one: make hopper-medium-0.01")
+        paper = " PROFILE=paper" * (args.folders[0].name == "paper")
+        fail(f"{', '.join(map(str, args.folders))} holds no CSV of a cell; make one: make "
+             f"hopper-medium-0.01{paper}")
     print(f"of the rows in {' and '.join(map(str, folders))}")
     print(*report(found), sep="\n")
     for trouble in troubles:

@@ -81,9 +81,10 @@ def test_what_cannot_be_read_is_said_and_hides_nothing(tmp_path, capsys):
     assert "lamo - dt" in out
     for name in ("hopper-medium-0.1.csv", "hopper-medium-1.csv", "hopper-medium-0.5.csv.gz"):
         assert sum(name in line for line in out.splitlines() if line.startswith("not in it")) == 1
-    (tmp_path / "none").mkdir()
-    with pytest.raises(SystemExit, match="holds no CSV of a cell"):
-        claims.main(claims.OPTIONS.parse_args([str(tmp_path / "none")]))
+    for folder, more in (("mini", ""), ("paper", " PROFILE=paper")):
+        (tmp_path / folder).mkdir()
+        with pytest.raises(SystemExit, match=f"holds no CSV of a cell; .* make hopper-medium-0.01{more}$"):
+            claims.main(claims.OPTIONS.parse_args([str(tmp_path / folder)]))
 
 
 def test_two_replications_have_no_interval_and_what_differs_is_said(tmp_path, capsys):
