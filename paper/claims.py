@@ -8,14 +8,19 @@ reads   every CELL.csv and CELL-dN.csv of the folders; of a cell's files the one
 prints  for each claim, pair of methods and cell: the difference, first less second, with its 95 % interval
         over the replications that both have (kit/statistics.py), of the score at the largest target, of the
         held-out action loss over the same checkpoints, of its least, and of the bits per byte that the
-        language models take for prose; of few data also what LaMo - DT differs by between two ratios; then
-        what is missing. Nothing is trained.
+        language models take for prose; of few data also what LaMo - DT differs by between two ratios; the
+        mean over tasks of all this; then what is missing. Nothing is trained.
+
+A mean over tasks is of each task's lowest ratio that has at least FEWEST replications, losses in per cent of
+the second method's. Seed N of all tasks together is one replication, because seeds share random numbers. Its
+interval covers other seeds and subsets, not other tasks.
 
 A score that is higher, and a loss that is lower, speak for the first method; + and - stand where the interval
 leaves 0 out. Fewer than FEWEST replications have no interval. Where the two methods are one, LaMo's own
 settings being an ablation's, there is no line.
 """
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +32,8 @@ OPTIONS.add_argument("--otherwise", type=Path, help="a folder to read where thos
 if __name__ == "__main__":
     signals.end_with_reader()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
+
+import numpy as np
 
 from kit import fail
 from kit.results import files_of, load_file
@@ -55,6 +62,7 @@ CLAIMS = (
 )
 MEASURES = (("score", "{:+.1f}", "score"), ("heldout_loss", "{:+.4f}", "held-out loss"),
             ("lowest_heldout_loss", "{:+.4f}", "its least"), ("bits_per_byte", "{:+.3f}", "bits per byte"))
+LOSSES = ("heldout_loss", "lowest_heldout_loss")
 FEWEST = 3  # replications that an interval is said of: that of two says next to nothing
 
 
@@ -103,13 +111,15 @@ class Comparison(NamedTuple):
     pairs: dict        # {what of MEASURES: kit.statistics.Paired, or None where it was not measured}
     values: dict       # {what: ({seed: value}, {seed: value})}, of both methods
     lm: str            # the language models of both
+    per_cent: bool = False  # whether losses are per cent of the second method's
 
     def texts(self):
         """What a line of the table says, without the cell."""
         return ["; ".join([self.over, *self.changed]), *self.said(), self.lm]
 
     def said(self):
-        return [say(self.pairs[what], form, self.count) for what, form, _ in MEASURES]
+        return [say(self.pairs[what], "{:+.1f} %" if self.per_cent and what in LOSSES else form, self.count)
+                for what, form, _ in MEASURES]
 
 
 def compare(profile, cell, files, first, second):
@@ -129,7 +139,7 @@ def compare_file(rows, ours, theirs):
         return None
     measured = {(row["seed"], row["heldout_data"]) for row in ours + theirs if row.get("heldout_data")}
     if len(measured) > len({seed for seed, _ in measured}):
-        pairs |= {"heldout_loss": None, "lowest_heldout_loss": None}  # each over other episodes
+        pairs |= dict.fromkeys(LOSSES)  # each over other episodes
     changed = sorted({f"{row['method']} {row['changed']}" for row in ours + theirs if row.get("changed")})
     count = len(pairs["score"].seeds)
     return Comparison(count, over(count, rows), changed, pairs, values,
@@ -140,20 +150,63 @@ def over(count, rows):
     return f"{count} {'subset' if of_subsets(rows) else 'seed'}{'s' * (count != 1)}"
 
 
+def differences(comparison, what, per_cent=False):
+    """{seed: first less second}, if asked for in per cent of the second's mean; empty if not measured."""
+    (ours, theirs), pair = comparison.values[what], comparison.pairs[what]
+    if pair is None:
+        return {}
+    unit = abs(np.mean([theirs[seed] for seed in pair.seeds])) / 100 if per_cent else 1
+    return {seed: (ours[seed] - theirs[seed]) / unit for seed in pair.seeds} if unit else {}
+
+
 def shift(lower, higher):
     """By how much the difference of two methods is larger in the Comparison `lower` than in `higher`, over
     the replications of both: subset N of the lower ratio is part of subset N of the higher one."""
-    def differences(comparison, what):
-        ours, theirs = comparison.values[what]
-        pair = comparison.pairs[what]
-        return {seed: ours[seed] - theirs[seed] for seed in pair.seeds} if pair else {}
-
     pairs = {what: paired(differences(lower, what), differences(higher, what)) for what, *_ in MEASURES}
     if pairs["score"] is None:
         return None
     count = len(pairs["score"].seeds)
     changed = sorted({*lower.changed, *higher.changed})
     return Comparison(count, f"{count} of both", changed, pairs, {}, lower.lm)
+
+
+def means_of(lines, shifted=False):
+    """Of `comparisons`, the mean over each profile's tasks, ((profile, "mean of 9 tasks"), Comparison);
+    shifted: also that of what each task's lowest ratio differs by from the next."""
+    profiles = {}
+    for (profile, cell), comparison in lines:
+        if comparison.count >= FEWEST:
+            tasks = profiles.setdefault(profile, {})
+            tasks.setdefault(cell.rpartition("-")[0], []).append(comparison)
+    for profile, tasks in profiles.items():
+        found = [("", [ratios[:1] for ratios in tasks.values()])]
+        if shifted:
+            both = [ratios[:2] for ratios in tasks.values() if ratios[1:]]
+            found.append((", lowest less next ratio", both))
+        for more, members in found:
+            if len(members) > 1 and (mean := mean_over(members)):
+                yield (profile, f"mean of {len(members)} tasks{more}"), mean
+
+
+def mean_over(members):
+    """The Comparison of a mean over tasks, of each the Comparison at one ratio, or those at two, of which the
+    second is taken off; None if no seed has all."""
+    pairs = {}
+    for what, *_ in MEASURES:
+        each = [functools.reduce(less, (differences(ratio, what, what in LOSSES) for ratio in ratios))
+                for ratios in members]
+        seeds = set.intersection(*map(set, each))
+        means = {seed: float(np.mean([of_task[seed] for of_task in each])) for seed in seeds}
+        pairs[what] = paired(means, dict.fromkeys(seeds, 0.0))
+    if pairs["score"] is None:
+        return None
+    count, every = len(pairs["score"].seeds), [ratio for ratios in members for ratio in ratios]
+    changed = sorted({setting for comparison in every for setting in comparison.changed})
+    return Comparison(count, f"{count} of each", changed, pairs, {}, every[0].lm, per_cent=True)
+
+
+def less(ours, theirs):
+    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
 
 
 def say(pair, form, count):
@@ -195,7 +248,7 @@ def report(found):
         for first, second in pairs:
             lines = comparisons(found, first, second)
             if lines:
-                lines += shifts_of(lines) if claim == FEW_DATA else []
+                lines += beyond_cells(claim, lines)
                 yield from table([[f"{first} - {second}", *head],
                                   *(["/".join(place), *comparison.texts()] for place, comparison in lines)])
             without = [place for place in found
@@ -205,6 +258,12 @@ def report(found):
                 missing.append(f"  {first} and {second}: {', '.join(map('/'.join, without[:3]))}{more}")
     if missing:
         yield from ("\nmissing, of one or both of", *missing)
+
+
+def beyond_cells(claim, lines):
+    """What is said of several of `comparisons` at once."""
+    few = claim == FEW_DATA
+    return [*(shifts_of(lines) if few else ()), *means_of(lines, few)]
 
 
 def wanted(profile, cell, first, second):

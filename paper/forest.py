@@ -2,16 +2,17 @@
 
     picture(found, "mini")       found: {(profile, cell): [rows of a file, ...]} of paper.claims.read
                                  -> (title, matplotlib figure, caption), as paper.figures has them, or None
+    picture(found, "mini", every=False)      cells only where there is no mean over tasks
 
 At the left the difference in score; at the right that in imitation, by how many per cent of the second
-method's held-out loss the first one's is lower.
+method's held-out loss the first one's is lower. A diamond is a mean over tasks.
 """
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper.claims import CLAIMS, FEWEST, comparisons
+from paper.claims import CLAIMS, FEW_DATA, FEWEST, comparisons, means_of
 from paper.figures import LOOKS, grid_lines, of_profile, stamp
 from paper.grid import name_of
 
@@ -20,24 +21,31 @@ ROW = 0.165                # inches
 ROOM = 1.25                # how much further than the largest difference a panel goes
 
 
-def picture(found, profile):
+def picture(found, profile, every=True):
     """Of the profile's cells and of what FEWEST replications have, whose intervals are printed, too."""
-    drawn = {claim: lines for claim, pairs in CLAIMS if (lines := compared(found, profile, pairs))}
+    drawn = {claim: lines for claim, pairs in CLAIMS
+             if (lines := compared(found, profile, claim, pairs, every))}
     if not drawn:
         return None
     return "The claims, one by one", draw(drawn, profile), (
         "What the first method differs by from the second, over the replications that both have; right of 0 "
         "speaks for the first. Lines are 95 % intervals; where one leaves 0 out, it is coloured and its mark "
-        "filled, and an arrow stands where it goes on. Per cent are of the second's mean loss. "
+        "filled, and an arrow stands where it goes on. Per cent are of the second's mean loss. Diamonds are "
+        "means over tasks, each at its lowest ratio, or of what that differs by from the next ratio. "
         f"{of_profile(profile)}")
 
 
-def compared(found, profile, pairs):
-    """[(what is compared, Comparison), ...] of a claim."""
-    return [(f"{name_of(first)} - {name_of(second)}, {cell}  ({comparison.over}"
-             f"{', changed settings' * bool(comparison.changed)})", comparison)
-            for first, second in pairs for (of, cell), comparison in comparisons(found, first, second)
-            if of == profile and comparison.count >= FEWEST]
+def compared(found, profile, claim, pairs, every):
+    """[(what is compared, Comparison), ...] of a claim; of two methods the mean over tasks comes last."""
+    lines = []
+    for first, second in pairs:
+        own = comparisons(found, first, second)
+        means = [*means_of(own, claim == FEW_DATA)]
+        lines += [(f"{name_of(first)} - {name_of(second)}, {cell}  ({comparison.over}"
+                   f"{', changed settings' * bool(comparison.changed)})", comparison)
+                  for (of, cell), comparison in (means if means and not every else own + means)
+                  if of == profile and comparison.count >= FEWEST]
+    return lines
 
 
 @matplotlib.rc_context(LOOKS)
@@ -48,8 +56,9 @@ def draw(drawn, profile):
     axes = figure.subplots(1, 2, sharey=True)
     for y, (_, pair) in enumerate(rows):
         if pair is not None:
-            draw_line(axes[0], y, pair.pairs["score"], 1)
-            draw_line(axes[1], y, pair.pairs["heldout_loss"], per_cent(pair))
+            marker = "D" if pair.per_cent else "o"
+            draw_line(axes[0], y, pair.pairs["score"], 1, marker)
+            draw_line(axes[1], y, pair.pairs["heldout_loss"], per_cent(pair), marker)
     axes[0].set_yticks(range(len(rows)), [text for text, _ in rows], fontsize=7.5)
     for label, (_, pair) in zip(axes[0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if pair is None else "normal")
@@ -68,12 +77,14 @@ def draw(drawn, profile):
 
 def per_cent(comparison):
     """What makes a difference in held-out loss per cent of the second method's mean loss, less being more."""
+    if comparison.per_cent:
+        return -1
     pair, (_, theirs) = comparison.pairs["heldout_loss"], comparison.values["heldout_loss"]
     mean = np.mean([theirs[seed] for seed in pair.seeds]) if pair else 0
     return -100 / mean if mean else 0
 
 
-def draw_line(axis, y, pair, scale):
+def draw_line(axis, y, pair, scale, marker):
     """A Paired times `scale`; nothing where there is none, or nothing to measure it by."""
     if pair is None or not scale:
         return
@@ -81,13 +92,15 @@ def draw_line(axis, y, pair, scale):
     ends = sorted(scale * end for end in pair.interval) if len(pair.seeds) >= FEWEST else None
     colour = OPEN if not ends or ends[0] <= 0 <= ends[1] else FOR if difference > 0 else AGAINST
     if ends:
-        axis.plot(ends, (y, y), color=colour, lw=1.6, solid_capstyle="butt", gid="interval")
-    axis.plot(difference, y, "o", ms=4.5, color=colour, mfc="white" if colour == OPEN else colour, zorder=3)
+        width = 1.6 if marker == "o" else 2.4
+        axis.plot(ends, (y, y), color=colour, lw=width, solid_capstyle="butt", gid="interval")
+    axis.plot(difference, y, marker, ms=4.5, color=colour, zorder=3,
+              mfc="white" if colour == OPEN else colour)
 
 
 def clip(axis):
     """Limits by the differences, and arrows where intervals go beyond."""
-    marks = [line for line in axis.lines if line.get_marker() == "o"]
+    marks = [line for line in axis.lines if line.get_marker() in ("o", "D")]
     if not marks:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", backgroundcolor="white")
     limit = ROOM * max((abs(float(line.get_xdata()[0])) for line in marks), default=1) or 1

@@ -9,7 +9,7 @@
 
 reads   results/mini and, for what a row's run was made by, runs/mini; of GRID's cells alone
 writes  results/shipped/mini/CELL.csv.gz, the rows, and CELL.json, {method: the settings of its rows};
-        between MARKERS of DOCUMENTS; FIGURE, of the first cell; CLAIMED_FIGURE, of all
+        between MARKERS of DOCUMENTS; FIGURE, of the first cell; CLAIMED_FIGURES, of all
 
 A shipped row is one of results/ and MADE_BY beside it. Rows of runs that are not here stay, if they are of
 the same data. A run counts as shipped while its settings are those of tasks.py; what is of others is missing,
@@ -19,6 +19,7 @@ and left out when the next are taken.
 import functools
 import gzip
 import hashlib
+from itertools import islice
 from pathlib import Path
 
 from kit import settings
@@ -30,12 +31,14 @@ OPTIONS.add_argument("--write", action="store_true", help="what the documents sa
 if __name__ == "__main__":
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
 
+import numpy as np
+
 import plot
 from kit import artifacts, seals
 from kit.results import data_score, load_cell
-from kit.statistics import paired, replications, summarise
+from kit.statistics import interval, paired, replications, summarise
 from paper import forest
-from paper.claims import CLAIMS, FEW_DATA, FEWEST, MEASURES, comparisons, in_order, shifts_of
+from paper.claims import CLAIMS, FEWEST, MEASURES, beyond_cells, comparisons, in_order, means_of
 from paper.grid import is_lamo, name_of
 from tasks import METHODS
 
@@ -44,7 +47,7 @@ MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads")  # of a
 COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS + MADE_BY
 MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end -->")
 FIGURE = Path("docs/hopper-medium-0.01.png")
-CLAIMED_FIGURE = Path("docs/claims.png")
+CLAIMED_FIGURES = {Path("docs/claims.png"): False, Path("docs/claims-by-cell.png"): True}  # every cell?
 
 # What is run, most wanted first: cells, methods, replications.
 FEW = ("hopper-medium-0.01", "walker2d-medium-0.01", "kitchen-complete-0.3", "halfcheetah-medium-0.005",
@@ -55,6 +58,7 @@ MORE = ("hopper-medium-0.1", "walker2d-medium-0.1", "kitchen-complete-1", "reach
 MAIN, RIVALS = ("lamo", "dt", "lamo-random"), ("wiki", "bc", "td3bc", "iql", "cql")
 ABLATIONS = tuple(method for method in METHODS if method.startswith("lamo-") and method not in (
     "lamo-random", "lamo-medium", "lamo-smollm2", "lamo-released"))
+BESIDE = {"score": "{:+.1f}", "heldout_loss": "{:+.4f}"}  # README's differences
 GRID = ((FEW, MAIN, 5), (FEW[:1], RIVALS, 3), (FEW[:3], ABLATIONS, 3), (FEW[1:], RIVALS, 3),
         (MORE, MAIN, 5), (MORE, RIVALS, 3))
 
@@ -175,15 +179,17 @@ def score(line, most=None):
     return f"{interval} ({over(line)})" if most and over(line) != most else interval
 
 
-def difference(rows, first, second, what, form):
-    """The paired difference of two methods with its interval, alone where fewer than FEWEST have both."""
-    pair = paired(*(replications([row for row in rows if row["method"] == method], what)
-                    for method in (first, second)))
+def difference(pair, form):
+    """A kit.statistics.Paired as text, bold where its interval leaves 0 out; without one where fewer than
+    FEWEST replications have both; empty where there is none."""
     if pair is None:
         return ""
+    said = form.format(pair.difference)
     if len(pair.seeds) < FEWEST:
-        return f"{pair.difference:{form}}"
-    return f"{pair.difference:{form}} [{pair.interval[0]:{form}}, {pair.interval[1]:{form}}]"
+        return said
+    low, high = pair.interval
+    said = f"{said} [{form.format(low)}, {form.format(high)}]"
+    return said if low <= 0 <= high else f"**{said}**"
 
 
 def lines_of(rows):
@@ -201,19 +207,47 @@ def over(line):
 
 
 def front(cells):
-    """README's table: a row a cell of FEW; scores of MAIN, and what LaMo's differ by from the others', in
-    held-out loss, too. Beneath it the claims' figure."""
+    """README's table: a row a cell of FEW, and the mean; scores of MAIN, and what LaMo's differ by from the
+    others', in held-out loss, too. Beneath it the claims' figure."""
     yield from row_of("", [*map(title, MAIN), "data mean", *(
         f"LaMo - {title(other)}: score<br>and held-out loss" for other in MAIN[1:])])
     yield f"|{' --- |' * (2 * len(MAIN) + 1)}"
-    for cell, rows in cells.items():
-        if cell in FEW:
-            most, texts = scores(lines_of(rows))
-            yield from row_of(f"`{cell}`, {most}", [*texts, f"{data_score(rows):.1f}", *(
-                "<br>".join(filter(None, (difference(rows, "lamo", other, "score", "+.1f"),
-                                          difference(rows, "lamo", other, "heldout_loss", "+.4f"))))
-                for other in MAIN[1:])])
-    yield from ("", f"![The claims: what two methods differ by, with intervals]({CLAIMED_FIGURE})")
+    few = {cell: rows for cell, rows in cells.items() if cell in FEW}
+    for cell, rows in few.items():
+        most, texts = scores(lines_of(rows))
+        pairs = [[paired(*(replications([row for row in rows if row["method"] == method], what)
+                           for method in ("lamo", other))) for what in BESIDE] for other in MAIN[1:]]
+        yield from row_of(f"`{cell}`, {most}", [*texts, f"{data_score(rows):.1f}", *(
+            beside(of_other, BESIDE.values()) for of_other in pairs)])
+    if len(few) > 1:
+        yield from mean_row(few)
+    yield from ("", f"![The claims: what two methods differ by, with intervals]({[*CLAIMED_FIGURES][0]})")
+
+
+def beside(pairs, forms):
+    return "<br>".join(filter(None, map(difference, pairs, forms)))
+
+
+def mean_row(few):
+    """The mean over tasks: a method's that all cells have, over the seeds that all such methods have
+    everywhere; what LaMo differs by as paper.claims.means_of has it."""
+    values = {method: [replications([row for row in rows if row["method"] == method], "score")
+                       for rows in few.values()] for method in MAIN}
+    common = [set(own) for of_cells in values.values() if all(of_cells) for own in of_cells]
+    seeds = sorted(set.intersection(*common)) if common else []
+    texts = []
+    for of_cells in values.values():
+        means = [float(np.mean([own[seed] for own in of_cells])) for seed in seeds if all(of_cells)]
+        texts.append(score({"score": np.mean(means), "interval": interval(means, "seeds"), "seeds": seeds,
+                            "over": "seeds"}) if means else "")
+    texts.append(f"{np.mean([data_score(rows) for rows in few.values()]):.1f}")
+    for other in MAIN[1:]:
+        text = ""
+        for (_, name), mean in islice(means_of(comparisons(claimed(few), "lamo", other)), 1):
+            tasks = "" if f" {len(few)} " in name else f"{name.removeprefix('mean ')}: "
+            text = tasks + beside([mean.pairs[what] for what in BESIDE], ("{:+.1f}", "{:+.1f} %"))
+        texts.append(text)
+    return row_of(f"mean over tasks, {len(seeds)} of each", texts)
 
 
 def title(method):
@@ -254,7 +288,7 @@ def every_claim(cells):
     for claim, pairs in CLAIMS:
         for first, second in pairs:
             lines = comparisons(claimed(cells), first, second)
-            lines += shifts_of(lines) if claim == FEW_DATA else []
+            lines += beyond_cells(claim, lines)
             for (_, cell), comparison in lines:
                 if comparison.count >= FEWEST:
                     yield from row_of(claim, [f"`{first}` - `{second}`", f"`{cell}`", comparison.over,
@@ -278,8 +312,9 @@ def write(cells):
     first = next(iter(cells))
     rows = [row for row in cells[first] if row["method"] in MAIN]
     save(FIGURE, plot.draw(f"mini/{table_of(first)}", rows, summarise(rows)), drawn_of(first))
-    if picture := forest.picture(claimed(cells), "mini"):
-        save(CLAIMED_FIGURE, picture[1], claims_drawn(cells))
+    for path, every in CLAIMED_FIGURES.items():
+        if picture := forest.picture(claimed(cells), "mini", every):
+            save(path, picture[1], claims_drawn(cells))
 
 
 def save(path, figure, drawn):

@@ -118,6 +118,32 @@ def test_few_data_is_a_difference_of_differences(tmp_path, capsys):
     assert f"+7.0 [{mean - half:+.1f}, {mean + half:+.1f}] +" in line
 
 
+def test_the_mean_over_tasks_takes_a_seed_of_all_tasks_as_one_replication(tmp_path, capsys):
+    other = ([30.0, 50.0, 10.0, 90.0], [1.5, 1.0, 2.0, 1.0]), ([31.0, 40.0, 15.0, 0.0], [2.0, 2.0, 2.0, 1.0])
+    two = ([1.0, 2.0], [9.0, 1.0])
+    for task, ratio, pair in (("hopper", 0.01, (LAMO, DT)),
+                              ("hopper", 0.1, (DT, ([29.0, 35.0, 35.0], DT[1]))),
+                              ("walker2d", 0.1, other), ("walker2d", 1.0, (DT, DT)),
+                              ("halfcheetah", 0.1, (two, two))):
+        write(tmp_path / f"{task}-medium-{ratio:g}.csv", [
+            row for method, values in zip(("lamo", "dt"), pair, strict=True)
+            for row in runs(method, *values, task=f"{task}-medium", ratio=ratio)])
+    out = printed(tmp_path, capsys)
+    mean, shifted = [line for line in out.splitlines() if "mean of" in line]
+    # HalfCheetah, of two replications, has no part; Walker2d's fourth has no partner
+    scores = np.mean([[10, 8, 12], [-1, 10, -5]], 0)
+    losses = np.mean([100 * np.array([-0.01, 0, -0.01]) / (0.47 / 3),
+                      100 * np.array([-0.5, -1, 0]) / (7 / 4)], 0)
+    half, small = (4.303 * np.std(values, ddof=1) / np.sqrt(3) for values in (scores, losses))
+    assert "mini/mean of 2 tasks" in mean and "3 of each" in mean
+    assert f"{scores.mean():+.1f} [{scores.mean() - half:+.1f}, {scores.mean() + half:+.1f}]" in mean
+    assert f"{losses.mean():+.1f} % [{losses.mean() - small:+.1f} %, {losses.mean() + small:+.1f} %]" in mean
+    scores = scores - 0.5  # at its next ratio LaMo is 1 ahead on Hopper; all else is even there
+    assert "mini/mean of 2 tasks, lowest less next ratio" in shifted
+    assert f"{scores.mean():+.1f} [{scores.mean() - half:+.1f}, {scores.mean() + half:+.1f}]" in shifted
+    assert f"{losses.mean():+.1f} % [" in shifted
+
+
 def test_make_claims(kit):
     assert "holds no CSV" in one_line(kit("make", "claims", check=False))
     write(kit.folder / "results/shipped/mini/hopper-medium-0.1-dN.csv.gz", [

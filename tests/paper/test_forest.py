@@ -8,12 +8,12 @@ from paper import forest
 GOOD, BAD = ([10.0, 11.0, 12.0], [0.20, 0.20, 0.20]), ([50.0, 51.0, 52.0], [0.10, 0.10, 0.10])
 
 
-def drawn(found):
+def drawn(found, every=True):
     """(the figure, [{row: (difference, colour, filled)} of a panel])."""
-    figure = forest.picture(found, "mini")[1]
+    figure = forest.picture(found, "mini", every)[1]
     panels = [{int(line.get_ydata()[0]): (float(line.get_xdata()[0]), line.get_color(),
                                           line.get_markerfacecolor() != "white")
-               for line in axis.lines if line.get_marker() == "o"} for axis in figure.axes]
+               for line in axis.lines if line.get_marker() in ("o", "D")} for axis in figure.axes]
     return figure, panels
 
 
@@ -66,3 +66,22 @@ def test_few_replications_and_no_loss_are_said_or_left_out():
     figure, (_, losses) = drawn(found)
     assert losses[1][1:] == (forest.OPEN, False)
     assert not [line for line in figure.axes[1].lines if line.get_gid() == "interval"]
+
+
+def test_a_mean_over_tasks_is_a_diamond_and_may_stand_for_its_cells():
+    found = {("mini", f"{task}-medium-0.1"): [[
+        row for method, values in (("lamo", LAMO), ("dt", DT), ("wiki", GOOD))
+        for row in runs(method, *values, task=f"{task}-medium", ratio=0.1)
+        if (task, method) != ("walker2d", "wiki")]] for task in ("hopper", "walker2d")}
+    figure, (scores, losses) = drawn(found)
+    assert rows_of(figure)[1:4] == ["LaMo - DT, hopper-medium-0.1  (3 seeds)",
+                                    "LaMo - DT, walker2d-medium-0.1  (3 seeds)",
+                                    "LaMo - DT, mean of 2 tasks  (3 of each)"]
+    diamonds = [[line.get_ydata()[0] for line in axis.lines if line.get_marker() == "D"]
+                for axis in figure.axes]
+    assert diamonds == [[3], [3]]
+    assert scores[3] == scores[1] and losses[3][0] == pytest.approx(losses[1][0])  # both tasks are the same
+    figure, (scores, losses) = drawn(found, every=False)
+    assert [row for row in rows_of(figure) if " - " in row] == [
+        "LaMo - DT, mean of 2 tasks  (3 of each)", "LaMo - Wiki-RL, hopper-medium-0.1  (3 seeds)"]
+    assert round(scores[1][0], 2) == 10 and losses[1][0] == pytest.approx(100 * 0.02 / 0.47)
