@@ -90,13 +90,16 @@ def shipped_rows(cell):
 
 
 def same_data(row, new):
-    """Whether a shipped row is of the data that new rows of its cell are of: the player's held-out episodes,
-    which all subsets share, or, where a method has none, the subset's own."""
+    """Whether a shipped row may stay beside new rows of its cell. Of one subset all are of the same files. In
+    other subsets an agent is the same by its weights' digest, because on another kind of CPU it plays other
+    episodes; a script by its held-out episodes, which all subsets share and any CPU plays alike."""
+    own = [other for other in new if other["subset"] == row["subset"]]
+    for name in ("data_sha256", "heldout_data"):
+        if row[name] and (theirs := {other[name] for other in own} - {""}) and row[name] not in theirs:
+            return False
     held_out = {other["heldout_data"] for other in new} - {""}
-    if row["heldout_data"] and held_out:
-        return row["heldout_data"] in held_out
-    own = {other["data_sha256"] for other in new if other["subset"] == row["subset"]}
-    return not own or row["data_sha256"] in own
+    return (row["data"] in {other["data"] for other in new} or not row["heldout_data"] or not held_out
+            or row["heldout_data"] in held_out)
 
 
 def missing():
@@ -126,8 +129,11 @@ def take():
         rows = [row | made_by(row) for row in rows if not row["changed"]]
         new = [row for row in rows if not row["changed"]]
         runs = {(row["method"], row["seed"]) for row in new}
-        rows = new + [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs
-                      and same_data(row, new)]
+        others = [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs]
+        rows = new + [row for row in others if same_data(row, new)]
+        if gone := {(row["method"], row["seed"]) for row in others if not same_data(row, new)}:
+            print(f"{shipped_path(cell)}: {len(gone)} runs of other data are left out, which git checkout "
+                  f"restores: {', '.join(' '.join(run) for run in sorted(gone))}")
         order = list(METHODS)
         rows.sort(key=lambda row: (order.index(row["method"]), int(row["seed"])))  # stable
         rows = [{name: row[name] for name in COLUMNS} for row in rows]

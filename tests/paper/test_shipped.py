@@ -142,7 +142,7 @@ def test_what_was_played_with_other_words_is_not_shipped_and_replaces_nothing(th
     assert shipped.shipped_path(CELL).read_bytes() == had
 
 
-def test_rows_of_other_data_do_not_stay(there):
+def test_rows_of_other_data_do_not_stay(there, capsys):
     def take_another(**made):  # another checkout's, which has DT alone
         there("dt", [30, 31], heldout="h2", **made)
         path = artifacts.results_path(f"mini/{CELL}-dN")
@@ -155,7 +155,21 @@ def test_rows_of_other_data_do_not_stay(there):
     there("bc", [20], heldout="")
     run("--take")
     assert take_another() == {"dt", "bc"}  # bc's has no held-out episodes, but the same subset
+    out = capsys.readouterr().out
+    assert "2 runs of other data are left out, which git checkout restores: lamo 0, lamo 1" in out
     assert take_another(data="9") == {"dt"}
+
+
+@pytest.mark.parametrize("data, stay", [("d@1", {"0", "1"}), ("mini-pong-script@2", {"1"})])
+def test_an_agents_other_subsets_may_be_played_on_another_cpu(data, stay, there):
+    there("lamo", [40, 41])
+    run("--take")
+    path, columns = artifacts.results_path(f"mini/{CELL}-dN"), shipped.COLUMNS[:-len(shipped.MADE_BY)]
+    rows = [row | {"heldout_data": "h2", "data": data} for row in artifacts.read_csv(path, ())
+            if row["seed"] == "1"]
+    artifacts.write_csv(path, columns, [{name: row[name] for name in columns} for row in rows])
+    run("--take")
+    assert {row["seed"] for row in artifacts.read_csv(shipped.shipped_path(CELL), shipped.COLUMNS)} == stay
 
 
 def test_the_documents_tables(there):
