@@ -235,25 +235,27 @@ def beside(pairs, forms):
 
 
 def mean_row(few):
-    """The mean over tasks: a method's that all cells have, over the seeds that all such methods have
-    everywhere; what LaMo differs by as paper.claims.means_of has it."""
-    values = {method: [replications([row for row in rows if row["method"] == method], "score")
-                       for rows in few.values()] for method in MAIN}
-    common = [set(own) for of_cells in values.values() if all(of_cells) for own in of_cells]
-    seeds = sorted(set.intersection(*common)) if common else []
-    texts = []
-    for of_cells in values.values():
-        means = [float(np.mean([own[seed] for own in of_cells])) for seed in seeds if all(of_cells)]
-        texts.append(score({"score": np.mean(means), "interval": interval(means, "seeds"), "seeds": seeds,
-                            "over": "seeds"}) if means else "")
-    texts.append(f"{np.mean([data_score(rows) for rows in few.values()]):.1f}")
+    """The mean over tasks: a method's that all cells have, over the seeds that it has in all of them; what
+    LaMo differs by as paper.claims.means_of has it."""
+    lines = []
+    for method in MAIN:
+        of_cells = [replications([row for row in rows if row["method"] == method], "score")
+                    for rows in few.values()]
+        seeds = sorted(set.intersection(*map(set, of_cells)))
+        means = [float(np.mean([own[seed] for own in of_cells])) for seed in seeds]
+        lines.append({"score": np.mean(means), "interval": interval(means, "seeds"), "seeds": seeds,
+                      "over": "of each"} if seeds else None)
+    most = max(map(over, filter(None, lines)), key=lambda text: int(text.split()[0]), default="none")
+    texts = [*(score(line, most) for line in lines),
+             f"{np.mean([data_score(rows) for rows in few.values()]):.1f}"]
     for other in MAIN[1:]:
         text = ""
         for (_, name), mean in islice(means_of(comparisons(claimed(few), "lamo", other)), 1):
             tasks = "" if f" {len(few)} " in name else f"{name.removeprefix('mean ')}: "
             text = tasks + beside([mean.pairs[what] for what in BESIDE], ("{:+.1f}", "{:+.1f} %"))
+            text += f"<br>({mean.over})" * (mean.over != most)
         texts.append(text)
-    return row_of(f"mean over tasks, {len(seeds)} of each", texts)
+    return row_of(f"mean over tasks, {most}", texts)
 
 
 def title(method):
