@@ -118,8 +118,10 @@ class Comparison(NamedTuple):
         return ["; ".join([self.over, *self.changed]), *self.said(), self.lm]
 
     def said(self):
-        return [say(self.pairs[what], "{:+.1f} %" if self.per_cent and what in LOSSES else form, self.count)
-                for what, form, _ in MEASURES]
+        return [say(self.pairs[what], form, self.count) for what, form in self.forms().items()]
+
+    def forms(self):
+        return {what: "{:+.1f} %" if self.per_cent and what in LOSSES else form for what, form, _ in MEASURES}
 
 
 def compare(profile, cell, files, first, second):
@@ -155,8 +157,13 @@ def differences(comparison, what, per_cent=False):
     (ours, theirs), pair = comparison.values[what], comparison.pairs[what]
     if pair is None:
         return {}
-    unit = abs(np.mean([theirs[seed] for seed in pair.seeds])) / 100 if per_cent else 1
+    unit = of_second(comparison, what) / 100 if per_cent else 1
     return {seed: (ours[seed] - theirs[seed]) / unit for seed in pair.seeds} if unit else {}
+
+
+def of_second(comparison, what):
+    """The second method's mean over the seeds that both have."""
+    return float(np.mean([comparison.values[what][1][seed] for seed in comparison.pairs[what].seeds]))
 
 
 def shift(lower, higher):

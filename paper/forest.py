@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper.claims import CLAIMS, FEW_DATA, FEWEST, comparisons, means_of
+from paper.claims import CLAIMS, FEW_DATA, FEWEST, comparisons, means_of, of_second
 from paper.figures import LOOKS, grid_lines, of_profile, stamp
 from paper.grid import name_of
 
@@ -79,8 +79,7 @@ def per_cent(comparison):
     """What makes a difference in held-out loss per cent of the second method's mean loss, less being more."""
     if comparison.per_cent:
         return -1
-    pair, (_, theirs) = comparison.pairs["heldout_loss"], comparison.values["heldout_loss"]
-    mean = np.mean([theirs[seed] for seed in pair.seeds]) if pair else 0
+    mean = of_second(comparison, "heldout_loss") if comparison.pairs["heldout_loss"] else 0
     return -100 / mean if mean else 0
 
 

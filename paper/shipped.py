@@ -19,7 +19,6 @@ and left out when the next are taken.
 import functools
 import gzip
 import hashlib
-from itertools import islice
 from pathlib import Path
 
 from kit import settings
@@ -36,7 +35,7 @@ import numpy as np
 import plot
 from kit import artifacts, seals
 from kit.results import data_score, load_cell
-from kit.statistics import interval, paired, replications, summarise
+from kit.statistics import interval, replications, summarise
 from paper import forest
 from paper.claims import CLAIMS, FEWEST, MEASURES, beyond_cells, comparisons, in_order, means_of
 from paper.grid import is_lamo, name_of
@@ -58,7 +57,6 @@ MORE = ("hopper-medium-0.1", "walker2d-medium-0.1", "kitchen-complete-1", "reach
 MAIN, RIVALS = ("lamo", "dt", "lamo-random"), ("wiki", "bc", "td3bc", "iql", "cql")
 ABLATIONS = tuple(method for method in METHODS if method.startswith("lamo-") and method not in (
     "lamo-random", "lamo-medium", "lamo-smollm2", "lamo-released"))
-BESIDE = {"score": "{:+.1f}", "heldout_loss": "{:+.4f}"}  # README's differences
 GRID = ((FEW, MAIN, 5), (FEW[:1], RIVALS, 3), (FEW[:3], ABLATIONS, 3), (FEW[1:], RIVALS, 3),
         (MORE, MAIN, 5), (MORE, RIVALS, 3))
 
@@ -130,8 +128,10 @@ def take():
         new = [row for row in rows if not row["changed"]]
         runs = {(row["method"], row["seed"]) for row in new}
         others = [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs]
-        rows = new + [row for row in others if same_data(row, new)]
-        if gone := {(row["method"], row["seed"]) for row in others if not same_data(row, new)}:
+        kept = [row for row in others if same_data(row, new)]
+        rows = new + kept
+        if gone := {(row["method"], row["seed"]) for row in others} - {
+                (row["method"], row["seed"]) for row in kept}:
             print(f"{shipped_path(cell)}: {len(gone)} runs of other data are left out, which git checkout "
                   f"restores: {', '.join(' '.join(run) for run in sorted(gone))}")
         order = list(METHODS)
@@ -219,24 +219,28 @@ def front(cells):
         f"LaMo - {title(other)}: score<br>and held-out loss" for other in MAIN[1:])])
     yield f"|{' --- |' * (2 * len(MAIN) + 1)}"
     few = {cell: rows for cell, rows in cells.items() if cell in FEW}
+    found = [comparisons(claimed(few), "lamo", other) for other in MAIN[1:]]
     for cell, rows in few.items():
         most, texts = scores(lines_of(rows))
-        pairs = [[paired(*(replications([row for row in rows if row["method"] == method], what)
-                           for method in ("lamo", other))) for what in BESIDE] for other in MAIN[1:]]
         yield from row_of(f"`{cell}`, {most}", [*texts, f"{data_score(rows):.1f}", *(
-            beside(of_other, BESIDE.values()) for of_other in pairs)])
+            beside(dict(lines).get(("mini", cell))) for lines in found)])
     if len(few) > 1:
-        yield from mean_row(few)
+        yield from mean_row(few, found)
     yield from ("", f"![The claims: what two methods differ by, with intervals]({[*CLAIMED_FIGURES][0]})")
 
 
-def beside(pairs, forms):
-    return "<br>".join(filter(None, map(difference, pairs, forms)))
+def beside(comparison):
+    """What a Comparison says of score and held-out loss; empty if there is none."""
+    if comparison is None:
+        return ""
+    forms = comparison.forms()
+    return "<br>".join(filter(None, (difference(comparison.pairs[what], forms[what])
+                                     for what in ("score", "heldout_loss"))))
 
 
-def mean_row(few):
+def mean_row(few, found):
     """The mean over tasks: a method's that all cells have, over the seeds that it has in all of them; what
-    LaMo differs by as paper.claims.means_of has it."""
+    LaMo differs by, in `found`, as paper.claims.means_of has it."""
     lines = []
     for method in MAIN:
         of_cells = [replications([row for row in rows if row["method"] == method], "score")
@@ -245,16 +249,14 @@ def mean_row(few):
         means = [float(np.mean([own[seed] for own in of_cells])) for seed in seeds]
         lines.append({"score": np.mean(means), "interval": interval(means, "seeds"), "seeds": seeds,
                       "over": "of each"} if seeds else None)
-    most = max(map(over, filter(None, lines)), key=lambda text: int(text.split()[0]), default="none")
+    most = max(filter(None, lines), key=lambda line: len(line["seeds"]), default=None)
+    most = over(most) if most else "none"  # no method is in all cells
     texts = [*(score(line, most) for line in lines),
              f"{np.mean([data_score(rows) for rows in few.values()]):.1f}"]
-    for other in MAIN[1:]:
-        text = ""
-        for (_, name), mean in islice(means_of(comparisons(claimed(few), "lamo", other)), 1):
-            tasks = "" if f" {len(few)} " in name else f"{name.removeprefix('mean ')}: "
-            text = tasks + beside([mean.pairs[what] for what in BESIDE], ("{:+.1f}", "{:+.1f} %"))
-            text += f"<br>({mean.over})" * (mean.over != most)
-        texts.append(text)
+    for of_other in found:
+        (_, name), mean = next(means_of(of_other), (("", ""), None))
+        tasks = f"{name.removeprefix('mean ')}: " if mean and f" {len(few)} " not in name else ""
+        texts.append(tasks + beside(mean) + (f"<br>({mean.over})" if mean and mean.over != most else ""))
     return row_of(f"mean over tasks, {most}", texts)
 
 
