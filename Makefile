@@ -118,8 +118,9 @@ build/axes.mk: tasks.py kit/settings.py
 
 # --- packages ----------------------------------------------------------------------------------
 
-# An installation that was interrupted is gone on with: kit.installed finds what is not whole, pip included.
-INSTALL = $(PYTHON) -m pip install -q --disable-pip-version-check
+# An installation that was interrupted is gone on with: kit.installed finds what is not whole, pip included. Python
+# compiles what it imports, once; of all packages that would take pip most of a minute.
+INSTALL = $(PYTHON) -m pip install -q --no-compile --disable-pip-version-check
 
 setup: $(VENV)/ready
 

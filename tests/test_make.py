@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from tasks import METHODS
 
 NO_NETWORK = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "",
               "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-SHORT = "ARGS=--steps 4 --eval_every 2 --log_every 2 --batch_size 8 --context 5 --episodes 2"
+SHORT = "ARGS=--steps 4 --eval_every 2 --log_every 2 --batch_size 8 --context 5 --episodes 2 --lm_layers 1"
 CELL = "hopper-medium-0.01"
 
 
@@ -62,7 +63,7 @@ def test_the_mini_profile_from_an_empty_folder_and_what_make_redoes(kit):
     assert new and all("/seed1/" in name or name.startswith(("results", "figures")) for name in new)
 
     # co-training on the text every Python has
-    kit("make", CELL, SHORT + " --lm_block 16", "METHODS=lamo-lm0.1 bc")
+    kit("make", CELL, SHORT + " --lm_block 16 --lm_layers 0", "METHODS=lamo-lm0.1 bc")
     with open(folder / f"runs/mini/{CELL}/lamo-lm0.1/seed0/train.csv") as file:
         assert all(2 < float(row["language_loss"]) < 7 for row in csv.DictReader(file))
 
@@ -78,6 +79,12 @@ def finished(tmp_path_factory):
 
 
 REACHER = "reacher2d-medium-0.1"
+
+
+@pytest.fixture
+def played(kit, finished):
+    """Reacher2d's data, which take seconds to play, are there already."""
+    shutil.copytree(finished.folder / "data", kit.folder / "data")
 
 
 @pytest.mark.parametrize("words, said", [
@@ -151,6 +158,7 @@ def test_another_lm_is_only_for_the_methods_that_name_none(finished):
     assert named == ["", "", "--lm 'mini-random'", ""] and plan.count("baselines.py") == 1
 
 
+@pytest.mark.usefixtures("played")
 def test_replace_makes_anew_what_differs_and_nothing_else(kit):
     kit("make", REACHER, SHORT)
     runs, before = f"runs/mini/{REACHER}", stamps(kit.folder)
@@ -179,6 +187,7 @@ def test_replace_makes_anew_what_differs_and_nothing_else(kit):
         before, stamps(kit.folder))
 
 
+@pytest.mark.usefixtures("played")
 def test_settings_of_evaluation_only_evaluate_anew(kit):
     kit("make", REACHER, SHORT, "METHODS=dt")
     before, run = stamps(kit.folder), f"runs/mini/{REACHER}/dt/seed0"
@@ -215,6 +224,7 @@ def test_a_changed_data_setting_makes_the_data_anew(kit):
     assert config["trajectories"] == 50 and config["data_sha256"] == load_provenance(path)["sha256"]
 
 
+@pytest.mark.usefixtures("played")
 def test_a_failed_method_does_not_take_the_others_table(kit):
     done = kit("make", "-k", REACHER, SHORT, "METHODS=lamo-medium dt", check=False)  # there is no LM for one
     assert done.returncode != 0 and "has no language model for lamo-medium" in done.stderr
@@ -443,6 +453,7 @@ def test_tensorboard_is_only_an_option_of_training(kit):
     assert "--tensorboard" not in kit("make", "-n", CELL).stdout
 
 
+@pytest.mark.usefixtures("played")
 def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
     kit("make", REACHER, SHORT)
     kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*")
@@ -508,6 +519,7 @@ def test_words_reach_the_programs_as_they_were_typed(tmp_path):
 
 # --- what is finished stays, and tables follow what is there --------------------------------------
 
+@pytest.mark.usefixtures("played")
 def test_a_launcher_that_fails_after_the_end_takes_nothing_away(kit):
     launcher = kit.folder / "launcher"
     launcher.write_text('#!/bin/sh\n"$@"\ncase "$*" in *train.py*) exit 1; esac\n')
@@ -539,7 +551,7 @@ def test_a_planner_without_an_answer_is_no_plan(kit, words, said):
 
 
 def test_a_method_without_a_language_model_is_one_line_where_there_is_text_too(kit):
-    line = one_line(kit("make", "kitchen-complete-0.3", SHORT, "METHODS=lamo-medium", check=False))
+    line = one_line(kit("make", REACHER, SHORT + " --lm_weight 1", "METHODS=lamo-medium", check=False))
     assert "has no language model for lamo-medium" in line
 
 
@@ -570,6 +582,7 @@ def test_all_ends_in_the_report_also_when_a_cell_failed(kit):
 
 
 @pytest.mark.parametrize("goal", ["all", REACHER])
+@pytest.mark.usefixtures("played")
 def test_a_make_that_is_told_to_end_ends_the_stage_with_its_state_saved(kit, goal):
     venv, folder = Path(sys.executable).parent.parent, kit.folder / f"runs/mini/{REACHER}/bc/seed0"
     grid = (f"CELLS={REACHER}", "METHODS=bc", "ARGS=--steps 1000000 --log_every 100")
