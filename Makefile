@@ -118,10 +118,8 @@ build/axes.mk: tasks.py kit/settings.py
 
 # --- packages ----------------------------------------------------------------------------------
 
-# An installation that was interrupted is gone on with: kit.installed finds what is not whole, pip included. pip
-# compiles on one core, which takes most of a minute: compileall does it on all, with no word on files that are not
-# of this Python; what is not compiled then is when it is imported.
-INSTALL = $(PYTHON) -m pip install -q --no-compile --disable-pip-version-check
+# An installation that was interrupted is gone on with: kit.installed finds what is not whole, pip included.
+INSTALL = $(PYTHON) -m pip install -q --disable-pip-version-check
 
 setup: $(VENV)/ready
 
@@ -133,7 +131,6 @@ $(VENV)/ready: requirements.txt
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(INSTALL) -r requirements.txt
 	$(INSTALL) --no-deps d4rl==1.1
-	@$(PYTHON) -W ignore -m compileall -qq -j 0 $(VENV)/lib || :
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
