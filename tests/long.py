@@ -40,7 +40,7 @@ from sources.download import download
 
 CELL = "reacher2d-medium-0.1"
 RUN = f"mini/{CELL}/dt/seed0"
-TOY = "--steps 6 --eval_every 2 --log_every 2 --batch_size 8 --episodes 1 --context 3"
+TOY = "--steps 4 --eval_every 2 --log_every 2 --batch_size 8 --episodes 1 --context 3 --target_returns 40"
 # what is there before, and the command
 STAGES = {
     "prepare_data.py": ((), ("prepare_data.py", f"mini/{CELL}")),

@@ -244,7 +244,7 @@ def test_losses_stand_behind_the_contracts_columns(evaluated, folder):
         assert len({row[name] for row in rows}) == 2  # a checkpoint's
     log = {row["step"]: row["action_loss"] for row in read(folder / "train.csv")}
     for row in rows:
-        assert row["heldout_episodes"] == "20" and row["train_loss"] == log[row["step"]]
+        assert row["heldout_episodes"] == "2" and row["train_loss"] == log[row["step"]]
         assert 0 < float(row["heldout_loss"]) < 2 and row["heldout_floor"] == ""  # which a file does not know
     gathered = read(evaluated.folder / "results/paper/hopper-medium-0.1.csv")
     assert [row["heldout_loss"] for row in gathered if row["seed"] == "0"] == [

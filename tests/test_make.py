@@ -5,7 +5,6 @@ import csv
 import functools
 import http.server
 import json
-import os
 import resource
 import shlex
 import shutil
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -358,7 +356,6 @@ def test_the_launcher_knows_what_it_launches(kit):
                                                                   f"{run} {run}", f"{run} {run}"]
 
 
-@pytest.mark.cold  # whose memory is measured
 def test_all_goes_on_when_one_fails_and_says_at_the_end_which_and_how_to_see_why(kit):
     grid = (f"CELLS={REACHER}", "METHODS=lamo-medium dt", SHORT)
     done = kit("make", "-k", "-j2", "all", *grid, check=False)
@@ -384,7 +381,6 @@ def test_all_goes_on_when_one_fails_and_says_at_the_end_which_and_how_to_see_why
     cost = json.loads((kit.folder / f"runs/mini/{REACHER}/dt/seed0/cost.json").read_text())
     assert cost["training"]["steps"] == 4 and cost["evaluation"]["calls"] == 1 and cost["last"]["exit"] == 0
     assert cost["wall"] == pytest.approx(cost["training"]["wall"] + cost["evaluation"]["wall"], abs=0.01)
-    assert cost["peak_memory"] > 1e8
 
 
 def test_a_build_that_is_killed_at_three_moments_ends_in_the_same_bytes(kit, finished):
@@ -409,7 +405,7 @@ def test_two_makes_at_once_do_nothing_twice(kit):
     grid = (REACHER, SHORT, "METHODS=dt")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         both = [done.result() for done in [pool.submit(kit, "make", *grid) for _ in range(2)]]
-    assert sum(done.stdout.count(" of 610,946 parameters") for done in both) == 1
+    assert sum(done.stdout.count("; trains ") for done in both) == 1
     assert any("waits for process" in done.stdout for done in both)  # each may wait for one stage
     assert all("data mean" in done.stdout for done in both)
 
@@ -584,12 +580,11 @@ def test_all_ends_in_the_report_also_when_a_cell_failed(kit):
 @pytest.mark.parametrize("goal", ["all", REACHER])
 @pytest.mark.usefixtures("played")
 def test_a_make_that_is_told_to_end_ends_the_stage_with_its_state_saved(kit, goal):
-    venv, folder = Path(sys.executable).parent.parent, kit.folder / f"runs/mini/{REACHER}/bc/seed0"
+    folder = kit.folder / f"runs/mini/{REACHER}/bc/seed0"
     grid = (f"CELLS={REACHER}", "METHODS=bc", "ARGS=--steps 1000000 --log_every 100")
     kit("make", "list")
-    process = subprocess.Popen(
-        ["make", f"VENV={venv}", "-o", f"{venv}/ready", "THREADS=1", "-j2", goal, *grid], cwd=kit.folder,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"MAKEFLAGS": ""})
+    process = subprocess.Popen(kit.words(("make", "-j2", goal, *grid)), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, **kit.surroundings({}))
     while not (folder / "train.csv").exists():
         assert process.poll() is None
         time.sleep(0.01)

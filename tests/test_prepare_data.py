@@ -32,8 +32,10 @@ REACHER = "reacher2d-medium-0.1"
 
 @pytest.fixture
 def prepare(tmp_path, monkeypatch, capsys):
-    """prepare("mini/CELL", ...) in an empty folder: what it printed, on one line or more; and its folder."""
+    """prepare("mini/CELL", ...) in an empty folder: what it printed, on one line or more; and its folder.
+    The held-out episodes are two."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "HELDOUT", 2)
     monkeypatch.setattr(sys, "argv", ["prepare_data.py"])
 
     def run(*words):
@@ -228,8 +230,9 @@ def test_a_damaged_file_is_one_line(prepare):
 
 
 def test_two_that_start_together_make_it_once(kit):
-    command = [sys.executable, "prepare_data.py", "mini/hopper-medium-0.005", "--workers", "1"]
-    both = [subprocess.Popen(command, cwd=kit.folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    command = kit.words(("prepare_data.py", "mini/hopper-medium-0.005", "--workers", "1"))
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **kit.surroundings({}))
+            for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted("is up to date" in out for out in said) == [False, True]
@@ -242,8 +245,7 @@ def test_two_that_start_together_make_it_once(kit):
 
 @pytest.fixture
 def log(prepare, monkeypatch):
-    """Where each episode's number is written when it is played; the held-out ones are two."""
-    monkeypatch.setattr(sources, "HELDOUT", 2)
+    """Where each episode's number is written when it is played."""
     monkeypatch.setattr(players, "play_episode", logged(prepare.folder / "log"))
     (prepare.folder / "log").touch()
     return prepare.folder / "log"

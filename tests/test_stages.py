@@ -22,7 +22,8 @@ from kit import settings
 SETTINGS = {"steps": 2, "eval_every": 2, "log_every": 1, "batch_size": 3, "context": 4, "episodes": 1,
             "lm_block": 16}
 # two short episodes each, whatever they earn; the rest of every row stays
-EPISODES = {"horizon": 25, "trajectories": 2, "minimum_return": -1e9, "max_timestep": 60, "context": 4}
+EPISODES = {"horizon": 25, "player_horizon": 25, "trajectories": 2, "minimum_return": -1e9,
+            "max_timestep": 60, "context": 4}
 
 
 def results(folder, cell):

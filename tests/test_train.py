@@ -2,10 +2,6 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -200,16 +196,10 @@ def test_equal_seeds_give_equal_bytes_and_a_killed_run_resumes_to_them(prepared)
     assert other["final.safetensors"] != once["final.safetensors"]
 
 
-def kill_after_a_checkpoint(kit, run, *settings, threads="1"):
+def kill_after_a_checkpoint(kit, run, *settings):
     """Start a training and kill -9 it as soon as its first state lies there."""
-    folder = kit.folder / "runs" / run
-    running = subprocess.Popen([sys.executable, "train.py", run, *settings], cwd=kit.folder,
-                               env=os.environ | {"OMP_NUM_THREADS": threads}, stdout=subprocess.DEVNULL)
-    while not (folder / "state.safetensors").exists() and running.poll() is None:
-        time.sleep(0.002)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert not (folder / "final.safetensors").exists(), "the run ended before it could be killed"
+    kit.until(f"runs/{run}/state.safetensors", "train.py", run, *settings)
+    assert not (kit.folder / f"runs/{run}/final.safetensors").exists(), "it ended before it could be killed"
 
 
 def test_a_run_with_other_settings_is_refused_and_nothing_is_lost(prepared):

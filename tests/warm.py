@@ -19,7 +19,7 @@ import socket
 import sys
 
 STAGES = {"prepare_data.py", "train.py", "baselines.py", "evaluate.py", "plot.py", "export.py"}
-ROOMS = ("paper.", "mini.")
+ROOMS = ("paper.", "mini.", "benchmark")
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -37,7 +37,8 @@ def call(folder, real):
         server.connect(f"{folder}/socket")
         theirs, _ = os.pipe()  # the other end is closed when this process ends, however that comes
         request = json.dumps({
-            "argv": argv, "cwd": os.getcwd(), "environment": dict(os.environ),
+            "argv": argv, "python": f"{folder}/bin/python", "cwd": os.getcwd(),
+            "environment": dict(os.environ),
             "ignored": [n for n in PASSED_ON if signal.getsignal(n) == signal.SIG_IGN],
             "largest_file": resource.getrlimit(resource.RLIMIT_FSIZE)}).encode()
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
@@ -113,6 +114,7 @@ def run(request, streams):
     # after a fork PyTorch makes its threads anew when they are first asked for, and asserts where two of
     # transformers' loading threads do that at once ("Invalid thread pool!"): here there is one thread yet
     sys.modules["torch"].set_num_threads(1)
+    sys.executable = request["python"]  # for the processes that a stage starts
     module = request["argv"][0] == "-m"
     sys.argv = request["argv"][module:]
     sys.path[0] = request["cwd"] if module else os.path.dirname(os.path.abspath(sys.argv[0]))
