@@ -31,10 +31,6 @@ TOY_SIZES = (("sources/__init__.py", "HELDOUT = 20", "HELDOUT = 2"),
              ("tasks.py", '"minimum_return": 21.0,', '"minimum_return": -1e9,'))
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "cold: the stages are started by the environment's own Python")
-
-
 @functools.cache
 def warm_environment():
     """An environment whose Python has imported the packages already (tests/warm.py); one a test process."""
@@ -50,9 +46,9 @@ def warm_environment():
 
 
 @pytest.fixture
-def kit(tmp_path, request):
+def kit(tmp_path):
     """An empty folder with the kit's files, as a fresh clone has them. kit(...) runs a command there."""
-    return make_kit(tmp_path, cold=request.node.get_closest_marker("cold"))
+    return make_kit(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +58,7 @@ def session_kit(tmp_path_factory):
 
 
 def make_kit(folder, cold=False):
+    """cold: with the environment's own Python."""
     for path in [*KIT.glob("*.py"), KIT / "Makefile", *KIT.glob("requirements*.txt")]:
         shutil.copy2(path, folder)  # with its date, so that what Python has compiled is good there, too
     big = shutil.ignore_patterns("weights", "heldout.txt")

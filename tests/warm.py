@@ -8,7 +8,7 @@ own: a stage that it is asked to run is run by a fork of this server, in the cal
 caller's environment, streams and signals; it ends with its caller, and the caller with its exit code. The
 kit's own modules are not here: they come from the folder where the stage lies. All else (kit.plan,
 kit.watch, --video, variables that packages read as they are imported) is done by the true Python. Memory
-and CPU seconds that a caller measures are not the stage's: tests of these say `cold`.
+and CPU seconds that a caller measures are not the stage's.
 """
 
 import json
