@@ -170,6 +170,8 @@ class PixelNet(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.cnn, self.head = FrameCNN(512), nn.Linear(512, config["action_dim"])
+        if config["quick_init"]:
+            self.cnn.start_quickly()
 
     def forward(self, states):
         return self.head(F.relu(self.cnn(states)))

@@ -61,6 +61,13 @@ class FrameCNN(nn.Module):
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return self.layers(frames.flatten(0, -4) / 255).unflatten(0, frames.shape[:-3])
 
+    def start_quickly(self):
+        """He's initialisation: with PyTorch's own the output of a new CNN vanishes beside all else, and its
+        gradient with it."""
+        for layer in self.layers:
+            if hasattr(layer, "weight"):
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+
 
 class DecisionTransformer(nn.Module):
     """Predicts actions from returns-to-go, states and earlier actions.
@@ -211,9 +218,8 @@ def build_model(config: dict) -> DecisionTransformer:
     quicken(model)
     if config["quick_init"]:
         # PyTorch's default of variance 1, which the authors keep, makes each timestep a strong mark, by which
-        # few episodes are learnt by heart, and beside which the output of a new CNN vanishes.
-        for layer in model.embed_state[0].layers if pixels else ():
-            if hasattr(layer, "weight"):
-                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        # few episodes are learnt by heart.
+        if pixels:
+            model.embed_state[0].start_quickly()
         nn.init.normal_(model.embed_timestep.weight, std=0.02)
     return model

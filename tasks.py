@@ -75,6 +75,7 @@ BASELINE = {
     "hidden": 256,             # units of a layer
     "hidden_layers": 2,
     "actor_dropout": 0.0,
+    "quick_init": False,       # of frames, He's initialisation of the CNN
     "discount": 0.99,
     "target_rate": 0.005,      # how far the target networks move at an update
     "normalize_rewards": False,  # by 1000 / (largest - smallest return of the data)
@@ -323,7 +324,8 @@ METHODS = {
     "bc": BASELINE | {
         "update": "bc",
         "atari": {"batch_size": 100, "lr": 1e-3},
-        "mini-atari": {"batch_size": 32, "steps": 1_500, "eval_every": 300, "log_every": 50},
+        "mini-atari": {"quick_init": True, "batch_size": 32, "steps": 1_500, "eval_every": 300,
+                       "log_every": 50},
     },
     "td3bc": BASELINE | {"update": "td3bc", "suites": CONTINUOUS},
     "iql": BASELINE | {
@@ -341,8 +343,8 @@ METHODS = {
         # CQL samples 30 actions a state, which two cores do not do in minutes
         "mini": {"batch_size": 128, "hidden_layers": 2, "cql_actions": 3, "lr": 3e-4, "actor_lr": 1e-4,
                  "steps": 6_000, "eval_every": 1_200, "log_every": 200},
-        "mini-atari": {"batch_size": 32, "lr": 5e-4, "target_every": 250, "steps": 1_500, "eval_every": 300,
-                       "log_every": 50},
+        "mini-atari": {"quick_init": True, "batch_size": 32, "lr": 5e-4, "target_every": 250, "steps": 1_500,
+                       "eval_every": 300, "log_every": 50},
     },
     # ablations of the paper's section 5.5 and appendix
     "lamo-random": {"trunk": "random"},       # the LM's shape with random weights, frozen all the same

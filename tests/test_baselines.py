@@ -280,6 +280,16 @@ def values(w, x):
     return x @ w["weight"].T + w["bias"]
 
 
+@torch.no_grad()
+def test_frames_count_from_the_start_only_where_the_profile_says_so():
+    frames, spread = torch.randint(0, 255, (8, 4, 84, 84), dtype=torch.uint8), []
+    for profile in ("mini", "paper"):
+        torch.manual_seed(0)
+        net = baselines.build_actor(settings.configuration(f"{profile}/breakout-medium-1/bc/seed0"))
+        spread.append(net.cnn(frames).std().item())
+    assert spread[0] > 10 * spread[1]
+
+
 def test_discrete_bc():
     config, nets, optimizers, b, batch = discrete("bc")
     before = numbers(nets["actor"])
