@@ -62,11 +62,8 @@ class FrameCNN(nn.Module):
         return self.layers(frames.flatten(0, -4) / 255).unflatten(0, frames.shape[:-3])
 
     def start_quickly(self):
-        """He's initialisation: with PyTorch's own the output of a new CNN vanishes beside all else, and its
-        gradient with it."""
-        for layer in self.layers:
-            if hasattr(layer, "weight"):
-                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        """He's initialisation; from PyTorch's own the output vanishes beside all else, and its gradient."""
+        self.layers.apply(lambda layer: hasattr(layer, "weight") and nn.init.kaiming_uniform_(layer.weight))
 
 
 class DecisionTransformer(nn.Module):
@@ -191,10 +188,8 @@ def mean_word_loss(head, hidden, targets):
 
 
 def build_model(config: dict) -> DecisionTransformer:
-    """The model of a configuration, with only what trains requiring gradients.
-
-    LaMo freezes the language model and trains LoRA, the embeddings and the head.
-    """
+    """The model of a configuration, with only what trains requiring gradients: of LaMo, which freezes the
+    language model, LoRA, the embeddings and the head."""
     pixels, text = config["pixels"], config["lm_weight"] > 0
     trunk = load_trunk(config)
     if config["train"] == "lora":
@@ -217,9 +212,8 @@ def build_model(config: dict) -> DecisionTransformer:
                                 bf16=config["dtype"] == "bfloat16", channels=config["channels"])
     quicken(model)
     if config["quick_init"]:
-        # PyTorch's default of variance 1, which the authors keep, makes each timestep a strong mark, by which
-        # few episodes are learnt by heart.
         if pixels:
             model.embed_state[0].start_quickly()
+        # drawn with a variance of 1, as PyTorch and the authors do, they are how episodes are learnt by heart
         nn.init.normal_(model.embed_timestep.weight, std=0.02)
     return model
