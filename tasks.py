@@ -324,7 +324,8 @@ METHODS = {
     "bc": BASELINE | {
         "update": "bc",
         "atari": {"batch_size": 100, "lr": 1e-3},
-        "mini-atari": {"quick_init": True, "batch_size": 32, "steps": 1_500, "eval_every": 300,
+        # as many frames as the sequence models see
+        "mini-atari": {"quick_init": True, "batch_size": 192, "steps": 1_500, "eval_every": 300,
                        "log_every": 50},
     },
     "td3bc": BASELINE | {"update": "td3bc", "suites": CONTINUOUS},
