@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 import warnings
@@ -34,13 +35,6 @@ CELLS = {
     "breakout-medium-0.5": ("lamo dt bc cql", "--lr 1e-4 --batch_size 4 --context 4 --target_every 5",
                             "--episodes 1 --target_returns 90"),
 }
-# one process for all of a cell's stages, because each takes seconds to start
-STAGES = """
-import runpy, shlex, sys
-for stage in sys.argv[1:]:
-    sys.argv = shlex.split(stage)
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 def write_data(cell, folder):
@@ -140,7 +134,8 @@ def test_numbers(cell, kit, tiny_gpt2):
     shutil.copy2(KIT / "sources" / "__init__.py", kit.folder / "sources")  # all held-out episodes
     text = kit.folder / "given.txt"
     text.write_text("The cat sat on the mat , and the dog did not .\n" * 300)
-    kit("-c", STAGES, *stages(cell, write_data(cell, kit.folder), text, tiny_gpt2))
+    for stage in stages(cell, write_data(cell, kit.folder), text, tiny_gpt2):
+        kit(*shlex.split(stage))
     runs = {run: read_run(kit.folder / "runs" / run) for run in names(cell)}
     model = payload_digest(tiny_gpt2 / "model.safetensors")
     if "STORE_NUMBERS" in os.environ:
