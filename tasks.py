@@ -324,7 +324,7 @@ METHODS = {
     "bc": BASELINE | {
         "update": "bc",
         "atari": {"batch_size": 100, "lr": 1e-3},
-        # as many frames as the sequence models see
+        # as many frames as the sequence models see on Breakout and Pong
         "mini-atari": {"quick_init": True, "batch_size": 192, "steps": 1_500, "eval_every": 300,
                        "log_every": 50},
     },

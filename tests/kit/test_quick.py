@@ -161,11 +161,11 @@ def test_a_quickened_model_is_the_plain_one(method, task, monkeypatch):
 
 # --- bfloat16 ----------------------------------------------------------------------------------
 
-def curve(method, dtype, task):
-    """Losses of 40 steps on rows that stand for a dataset, from the same start; small batches and two blocks,
-    because a CPU without units for bfloat16 takes ten times as long for its products."""
+def curve(method, dtype, task, blocks):
+    """Losses of 40 steps on rows that stand for a dataset, from the same start; small batches and, with text,
+    two blocks, because a CPU without units for bfloat16 takes ten times as long for its products."""
     config = configuration(f"mini/{task}-1/{method}/seed0", dtype=dtype, batch_size=8, warmup=10, lr=3e-4,
-                           context=5, lm_layers=2)
+                           context=5, lm_layers=blocks)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model = build_model(config).train()
@@ -185,10 +185,10 @@ def curve(method, dtype, task):
     return {name: np.array([row[name] for row in losses]) for name in ("action_loss", "language_loss")}
 
 
-@pytest.mark.parametrize("method, task", [("lamo", "hopper-medium"), ("dt", "hopper-medium"),
-                                          ("lamo", "kitchen-complete")])
-def test_bfloat16_keeps_the_loss_curve(method, task):
-    exact, quick = curve(method, "float32", task), curve(method, "bfloat16", task)
+@pytest.mark.parametrize("method, task, blocks", [  # 0: all
+    ("lamo", "hopper-medium", 0), ("dt", "hopper-medium", 0), ("lamo", "kitchen-complete", 2)])
+def test_bfloat16_keeps_the_loss_curve(method, task, blocks):
+    exact, quick = (curve(method, dtype, task, blocks) for dtype in ("float32", "bfloat16"))
     assert exact["action_loss"][-5:].mean() < 0.7 * exact["action_loss"][:5].mean(), "it does learn"
     for name in ("action_loss", "language_loss"):
         if exact[name].any():
