@@ -297,6 +297,8 @@ TASKS = {
 
 # Each method states only what differs from LaMo. "suites" are those it exists for, if not for all.
 CONTINUOUS = ("mujoco", "kitchen", "reacher2d")
+# for discrete BC and CQL: as many frames as the sequence models see on Breakout and Pong
+FRAMES = {"quick_init": True, "batch_size": 192, "steps": 1_500, "eval_every": 300, "log_every": 50}
 SMOLLM2 = {"steps": 400, "eval_every": 400, "score_window": 1}  # to play with it costs more than to train
 
 METHODS = {
@@ -324,9 +326,10 @@ METHODS = {
     "bc": BASELINE | {
         "update": "bc",
         "atari": {"batch_size": 100, "lr": 1e-3},
-        # as many frames as the sequence models see on Breakout and Pong
-        "mini-atari": {"quick_init": True, "batch_size": 192, "steps": 1_500, "eval_every": 300,
-                       "log_every": 50},
+        "mini": BASELINE["mini"] | {"steps": 2_000, "eval_every": 400, "log_every": 100},
+        "mini-reacher2d": {"steps": 10_000, "eval_every": 2_000},
+        "mini-kitchen": {"actor_lr": 3e-4},
+        "mini-atari": FRAMES,
     },
     "td3bc": BASELINE | {"update": "td3bc", "suites": CONTINUOUS},
     "iql": BASELINE | {
@@ -344,8 +347,7 @@ METHODS = {
         # CQL samples 30 actions a state, which two cores do not do in minutes
         "mini": {"batch_size": 128, "hidden_layers": 2, "cql_actions": 3, "lr": 3e-4, "actor_lr": 1e-4,
                  "steps": 6_000, "eval_every": 1_200, "log_every": 200},
-        "mini-atari": {"quick_init": True, "batch_size": 32, "lr": 5e-4, "target_every": 250, "steps": 1_500,
-                       "eval_every": 300, "log_every": 50},
+        "mini-atari": FRAMES | {"lr": 5e-4, "target_every": 250},
     },
     # ablations of the paper's section 5.5 and appendix
     "lamo-random": {"trunk": "random"},       # the LM's shape with random weights, frozen all the same

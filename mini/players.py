@@ -86,8 +86,8 @@ def play(env, player, observation):
 # --- trained agents ----------------------------------------------------------------------------
 
 def load(path):
-    """An actor {"fc0/weight": (H, S) float32, "fc0/bias": (H,), ...} and its provenance, a dict, from an
-    .npz file; one line and exit if it is not there or damaged."""
+    """An actor {"fc0/weight": (H, S) float64, "fc0/bias": (H,), ...} and its provenance, a dict, from an
+    .npz file, which has float32; one line and exit if it is not there or damaged."""
     try:
         if path.parent == WEIGHTS:
             seals.check_list(WEIGHTS, path.name)
@@ -97,7 +97,7 @@ def load(path):
             provenance = json.loads(str(file["provenance"]))
         if provenance.get("sha256") not in (None, arrays_digest(actor)):  # those that ship are listed
             raise ValueError("its SHA-256 does not match its content")
-        return actor, provenance
+        return {name: array.astype(np.float64) for name, array in actor.items()}, provenance
     except Exception as error:  # a damaged zip raises one of many types (BadZipFile, zlib.error, ...)
         fail(f"{path} holds no player ({type(error).__name__}: {first_words(error)}); restore it with "
              "git checkout, or train one: python -m mini.train_player --help")
@@ -120,8 +120,12 @@ def trained_player(actor, rng, noise=None):
 
 def act(actor, observation, rng=None):
     """Sample a ~ tanh(Normal(mean(s), std(s))), as SAC explores, or take tanh(mean(s)) without an rng, which
-    is all that PPO's know. (S,) -> (A,) float32 in [-1, 1]."""
-    hidden, is_sac = observation.astype(np.float32), "log_std/weight" in actor
+    is all that PPO's know. (S,) -> (A,) float32 in [-1, 1].
+
+    CPUs add up a matrix product in different orders, and an episode soon shows the last bit of an action.
+    Sums of float64 that differ by their order are the same float32, so that episodes are equal on every CPU.
+    """
+    hidden, is_sac = observation.astype(np.float64), "log_std/weight" in actor
     for layer in ("fc0", "fc1"):
         hidden = actor[f"{layer}/weight"] @ hidden + actor[f"{layer}/bias"]                 # (H,)
         hidden = np.maximum(hidden, 0) if is_sac else np.tanh(hidden)
@@ -129,4 +133,4 @@ def act(actor, observation, rng=None):
     if rng is not None and is_sac:
         log_std = np.clip(actor["log_std/weight"] @ hidden + actor["log_std/bias"], -20, 2)
         mean = mean + np.exp(log_std) * rng.standard_normal(mean.shape, dtype=np.float32)
-    return np.tanh(mean)
+    return np.tanh(mean).astype(np.float32)

@@ -42,13 +42,17 @@ POLL = 0.2         # seconds between two looks whether a signal has come
 # --- the player --------------------------------------------------------------------------------
 
 def digest(config, where, options):
-    """SHA-256 of the player: of its weights, or of its scripts."""
-    if config["player"] in TRAINED:
-        path = players.WEIGHTS / f"{config['player']}.npz"
-        players.load(path)  # one line and exit if it is damaged, before any process starts
-        return sha256(path)
+    """SHA-256 of the player: of the code that plays, and of its weights, if it has some."""
     scripts = [players.WEIGHTS.parent.parent / name for name in ("players.py", f"{config['suite']}.py")]
-    return hashlib.sha256("".join(map(sha256, scripts)).encode()).hexdigest()
+    parts = [scripts[0], weights(config)] if config["player"] in TRAINED else scripts
+    return hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
+
+
+def weights(config):
+    """The file of an agent's weights; one line and exit if it is damaged, before any process starts."""
+    path = players.WEIGHTS / f"{config['player']}.npz"
+    players.load(path)
+    return path
 
 
 def made_from(config, options):
@@ -75,19 +79,18 @@ def load(config, where, options):
 
 def numbered(config, options, chosen, path):
     """The episodes of these numbers, for a data file."""
-    known, total = digest(config, "", options), config["trajectories"]
     data, chunks = play(config, options, chosen, path)
-    how, source = "script", f"{config['suite']}.py"
     if config["player"] in TRAINED:
-        source = f"{config['player']}.npz"
-        how = players.load(players.WEIGHTS / source)[1]["algorithm"].split()[0].lower()  # sac, ppo
+        source = weights(config)
+        how, known = players.load(source)[1]["algorithm"].split()[0].lower(), sha256(source)  # sac, ppo
     else:
-        known = data_digest(data, chunks)
+        source, how, known = Path(f"{config['suite']}.py"), "script", data_digest(data, chunks)
     owner = "mini" if config["profile"] == "mini" else "kit"
     returns = episode_returns(data)  # before the rewards are clipped
     if config["clip_rewards"]:
         data["rewards"] = np.sign(data["rewards"])
-    return Episodes(f"{owner}-{config['player']}-{how}", source, known, total, chosen, data, returns)
+    name = f"{owner}-{config['player']}-{how}"
+    return Episodes(name, source.name, known, config["trajectories"], chosen, data, returns)
 
 
 def play(config, options, chosen, path):

@@ -45,10 +45,25 @@ def test_a_trained_player_names_its_data_by_its_weights(task, name):
     found = load(task, 0.0001)
     digest = hashlib.sha256((players.WEIGHTS / f"{CONFIGS[task]['player']}.npz").read_bytes()).hexdigest()
     assert (found.name, found.source, found.sha256) == (name, f"{CONFIGS[task]['player']}.npz", digest)
-    assert played.digest(CONFIGS[task], "", None) == digest
     paper = played.load(configuration("paper/reacher2d-medium-0.01/dt/seed0"), "",
                         SimpleNamespace(subset_seed=0, workers=1, fresh=True))
     assert paper.name == "kit-reacher2d-ppo"
+
+
+@pytest.mark.parametrize("player", ["hopper", "kitchen-complete"])
+def test_a_player_is_its_code_and_its_weights(player, tmp_path, monkeypatch):
+    """Whichever of them is another, the data are made anew."""
+    shutil.copytree(players.WEIGHTS, tmp_path / "weights" / "players")
+    for name in ("players.py", "kitchen.py"):
+        shutil.copy2(players.WEIGHTS.parents[1] / name, tmp_path)
+    monkeypatch.setattr(players, "WEIGHTS", tmp_path / "weights" / "players")
+    monkeypatch.setattr(players, "load", lambda path: None)
+    known = [played.digest({"player": player, "suite": "kitchen"}, "", None)]
+    for changed in ("players.py", f"weights/players/{player}.npz" if player == "hopper" else "kitchen.py"):
+        with open(tmp_path / changed, "ab") as file:
+            file.write(b" ")
+        known.append(played.digest({"player": player, "suite": "kitchen"}, "", None))
+    assert len({*known}) == 3
 
 
 def test_frames_come_back_as_they_were_played_and_rewards_by_their_sign():
