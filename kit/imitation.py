@@ -40,9 +40,13 @@ def imitates(config):
 
 def load_heldout(config):
     """(data, provenance) of the episodes that a run's checkpoints are measured on; None where there are none,
-    or only those of other data than it was trained on. The cell's own come before the task's."""
-    if not imitates(config):
-        return None
+    or where it does not imitate."""
+    return episodes_of(config) if imitates(config) else None
+
+
+def episodes_of(config):
+    """(data, provenance) of a run's held-out episodes, the cell's own before the task's; None where there are
+    none, or only those of other data than it was trained on."""
     for name in (config["cell"], config["task"]):
         path = artifacts.heldout_path(f"{config['profile']}/{name}")
         if not path.exists() or (artifacts.source_name(artifacts.load_provenance(path)["data"])

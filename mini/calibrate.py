@@ -14,7 +14,8 @@ batch four times as large, so that candidates differ in what they see and not in
 is the least of its checkpoints', the mean over subsets; where it lies says how many steps to take, so that
 steps cost no search of their own. Episodes are never played but to make data. Subset N is drawn with seed N,
 trained with seed N, and measured on the task's held-out episodes, which are no training data. Of buttons,
-most of which repeat the one before, the share counts that is missed where another one is pressed.
+most of which repeat the one before, the share counts that is missed where another one is pressed: also by
+discrete CQL, whose largest value is what it presses, and whose penalty keeps that near the data.
 """
 
 from pathlib import Path
@@ -56,7 +57,7 @@ import prepare_data
 import train
 from evaluate import load_checkpoint, load_run, merged
 from kit import artifacts
-from kit.imitation import imitates, load_heldout, loss_of, missed, predictions, training_loss
+from kit.imitation import episodes_of, imitates, loss_of, missed, predictions, training_loss
 from sources.download import locked
 
 FIRST = 100  # subsets below are for numbers that are reported
@@ -82,7 +83,7 @@ def measure(run, changes):
             prepare_data.text.prepare(prepare_data.OPTIONS.parse_args(words))
         (baselines if settings.is_baseline(method) else train).train(run, fresh=True, **changes)
         config, model, checkpoints = load_run(run)
-        data, provenance = load_heldout(config)
+        data, provenance = episodes_of(config)
         curve = {load_checkpoint(model, path, config): badness(merged(model, config), config, data)
                  for path in checkpoints}
         about = {"lm": config["lm_id"], "code": config["code"], "heldout_data": provenance["sha256"][:8],
@@ -119,7 +120,7 @@ def search(task, method, args):
     """Try every candidate of a task and method that the CSV does not have yet."""
     ratio = args.ratio or TASKS[task]["ratios"][0]
     now = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
-    if not imitates(now):
+    if not (imitates(now) or now["discrete"]):
         fail(f"{method} does not imitate, so it has no held-out loss")
     key = {"task": task, "ratio": ratio, "method": method, **of_search(now),
            "steps": args.steps or 2 * now["steps"], "checkpoints": args.checkpoints}

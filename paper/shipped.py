@@ -89,8 +89,8 @@ def shipped_rows(cell):
 
 def same_data(row, new):
     """Whether a shipped row may stay beside new rows of its cell. Of one subset all are of the same files. In
-    other subsets an agent is the same by its weights' digest, because on another kind of CPU it plays other
-    episodes; a script by its held-out episodes, which all subsets share and any CPU plays alike."""
+    other subsets an agent is the same by its weights' digest, though it may have played in other arithmetic
+    (docs/tasks.md); a script by its held-out episodes, which all subsets share."""
     own = [other for other in new if other["subset"] == row["subset"]]
     for name in ("data_sha256", "heldout_data"):
         if row[name] and (theirs := {other[name] for other in own} - {""}) and row[name] not in theirs:

@@ -148,6 +148,7 @@ def test_a_cell_has_its_own_episodes_before_the_tasks(folder):
     assert imitation.load_heldout(config | {"cell": "hopper-medium-0.01"})[1]["episodes"] == [7, 8, 9]
     for method in ("td3bc", "iql", "cql"):  # which do not mean to do what the data did
         assert imitation.load_heldout(config_of(method)) is None
+        assert imitation.episodes_of(config_of(method))[1]["episodes"] == [5]
     for method in ("bc", "dt", "wiki", "lamo-frozen"):
         assert imitation.load_heldout(config_of(method)) is not None
 

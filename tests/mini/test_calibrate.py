@@ -81,6 +81,14 @@ def test_settings_are_not_chosen_on_reported_subsets_or_by_values(searched):
     assert not searched.asked
 
 
+def test_discrete_cql_is_searched_too(searched, monkeypatch):
+    about = {"lm": "none", "code": "c", "heldout_data": "d", "train_loss": None}
+    monkeypatch.setattr(calibrate, "measure", lambda run, changes: ({300: changes["lr"]}, about))
+    run("pong-medium", "--methods", "cql", "--lr", 1e-3, 5e-4, "--csv", "found.csv")
+    rows = artifacts.read_csv("found.csv", calibrate.COLUMNS)
+    assert [(row["method"], row["loss"]) for row in rows] == [("cql", "0.001"), ("cql", "0.0005")]
+
+
 def test_the_table_has_what_was_tried_the_best_first(searched):
     rows = searched("--steps", 1200)
     head, line, best, *others = calibrate.table(rows)
