@@ -85,8 +85,9 @@ def replications(rows, what):
     """{seed: value} of one method's rows.
 
     what    "score": the mean normalised score over the last evaluations at the largest target, as summarise;
-            "heldout_loss", "bits_per_byte": the mean over the same checkpoints; "lowest_heldout_loss": the
-            least of all checkpoints, where a run would have been stopped. Runs without it are left out.
+            "heldout_loss", "heldout_decisions", "bits_per_byte": the mean over the same checkpoints;
+            "lowest_heldout_loss": the least of all checkpoints, where a run would have been stopped. Runs
+            without it are left out.
     """
     found = {}
     for seed in sorted({row["seed"] for row in rows}):

@@ -61,7 +61,9 @@ CLAIMS = (
     ("beside the other baselines", beside("lamo", "wiki", "bc", "td3bc", "iql", "cql")),
 )
 MEASURES = (("score", "{:+.1f}", "score"), ("heldout_loss", "{:+.4f}", "held-out loss"),
-            ("lowest_heldout_loss", "{:+.4f}", "its least"), ("bits_per_byte", "{:+.3f}", "bits per byte"))
+            ("lowest_heldout_loss", "{:+.4f}", "its least"),
+            ("heldout_decisions", "{:+.3f}", "decisions missed"),
+            ("bits_per_byte", "{:+.3f}", "bits per byte"))
 LOSSES = ("heldout_loss", "lowest_heldout_loss")
 FEWEST = 3  # replications that an interval is said of: that of two says next to nothing
 
@@ -140,12 +142,17 @@ def compare_file(rows, ours, theirs):
     if pairs["score"] is None:
         return None
     measured = {(row["seed"], row["heldout_data"]) for row in ours + theirs if row.get("heldout_data")}
-    if len(measured) > len({seed for seed, _ in measured}):
-        pairs |= dict.fromkeys(LOSSES)  # each over other episodes
+    # each over other episodes; or discrete BC's, whose logits a penalty keeps small: decisions tell it apart
+    if len(measured) > len({seed for seed, _ in measured}) or any(map(is_penalised, ours + theirs)):
+        pairs |= dict.fromkeys(LOSSES)
     changed = sorted({f"{row['method']} {row['changed']}" for row in ours + theirs if row.get("changed")})
     count = len(pairs["score"].seeds)
     return Comparison(count, over(count, rows), changed, pairs, values,
                       ", ".join(sorted({row["lm"] for row in ours + theirs} - {"none"})))
+
+
+def is_penalised(row):
+    return row["method"] == "bc" and np.isfinite(row.get("heldout_decisions", np.nan))
 
 
 def over(count, rows):

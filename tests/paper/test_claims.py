@@ -97,10 +97,23 @@ def test_two_replications_have_no_interval_and_what_differs_is_said(tmp_path, ca
     line = out[out.index("lamo - dt"):].splitlines()[1]
     assert "2 seeds; dt steps=50  +10.0 " in line and "[" not in line and " + " not in line
     other = out[out.index("lamo-early - lamo-random "):].splitlines()[1]
-    assert other.count("not measured") == 3  # both held-out losses, over other episodes, and bits per byte
+    assert other.count("not measured") == 4  # held-out losses, over other episodes, decisions, bits per byte
     assert "+0.0000 of 1" in out[out.index("lamo - wiki"):].splitlines()[1]
     with pytest.raises(SystemExit, match="none is not a folder that is there"):
         claims.main(claims.OPTIONS.parse_args([str(tmp_path), str(tmp_path / "none")]))
+
+
+def test_discrete_bc_is_told_apart_by_decisions_and_not_by_its_penalised_loss(tmp_path, capsys):
+    pong = {"task": "pong-medium", "ratio": 0.1}
+    write(tmp_path / "pong-medium-0.1.csv", [
+        row for method, missed in (("lamo", 0.3), ("dt", 0.25), ("bc", 0.2))
+        for row in runs(method, *LAMO, heldout_decisions=missed, **pong)])
+    out = printed(tmp_path, capsys)
+    head, line = out[out.index("lamo - bc"):].splitlines()[:2]
+    assert "decisions missed" in head and "+0.100 [+0.100, +0.100] +" in line
+    assert line.count("not measured") == 3  # both losses, and bits per byte
+    line = out[out.index("lamo - dt"):].splitlines()[1]
+    assert "+0.0000 [" in line and "+0.050 [" in line
 
 
 def test_few_data_is_a_difference_of_differences(tmp_path, capsys):
