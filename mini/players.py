@@ -123,7 +123,7 @@ def act(actor, observation, rng=None):
     is all that PPO's know. (S,) -> (A,) float32 in [-1, 1].
 
     CPUs add up a matrix product in different orders, and an episode soon shows the last bit of an action.
-    Sums of float64 that differ by their order are the same float32, so that episodes are equal on every CPU.
+    Sums of float64 in another order are hardly ever another float32: episodes are equal on every CPU tried.
     """
     hidden, is_sac = observation.astype(np.float64), "log_std/weight" in actor
     for layer in ("fc0", "fc1"):
