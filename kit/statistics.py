@@ -119,6 +119,27 @@ def paired(first, second):
     return Paired(float(np.mean(differences)), interval(differences, "seeds"), seeds)
 
 
+def mean_over_tasks(tasks):
+    """The Paired of a mean over tasks, each a {seed: value}, over the seeds that all have; None without one.
+
+    The interval covers other seeds of these tasks, and is the wider of two. That of the seeds' means has few
+    degrees of freedom: by luck they lie close, though the tasks' own values are wide apart. That of the
+    tasks' own deviations (Welch's degrees of freedom) takes runs of one seed as independent, though they
+    share random numbers, such as the first weights.
+    """
+    seeds = sorted(set.intersection(*map(set, tasks)))
+    if not seeds:
+        return None
+    values = np.array([[of_task[seed] for seed in seeds] for of_task in tasks])  # (tasks, seeds)
+    means = values.mean(0)
+    intervals = [interval(means, "seeds")]
+    parts = values.var(1, ddof=1) / len(seeds) / len(tasks) ** 2 if len(seeds) > 1 else np.zeros(1)
+    if parts.any():
+        freedom = (len(seeds) - 1) * parts.sum() ** 2 / (parts**2).sum()
+        intervals.append(stats.t.interval(0.95, freedom, means.mean(), np.sqrt(parts.sum())))
+    return Paired(float(means.mean()), max(intervals, key=np.ptp) if len(seeds) > 1 else None, seeds)
+
+
 # --- over many cells: Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice" ----------
 # cells: a list of arrays, one a cell, of its seeds' scores (..., seeds). Leading axes are resamples.
 

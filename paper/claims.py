@@ -37,7 +37,7 @@ import numpy as np
 
 from kit import fail
 from kit.results import files_of, load_file
-from kit.statistics import of_subsets, paired, replications
+from kit.statistics import mean_over_tasks, of_subsets, paired, replications
 from paper.grid import attempt, is_lamo
 from tasks import TASKS
 
@@ -209,9 +209,7 @@ def mean_over(members):
     for what, *_ in MEASURES:
         each = [functools.reduce(less, (differences(ratio, what, what in LOSSES) for ratio in ratios))
                 for ratios in members]
-        seeds = set.intersection(*map(set, each))
-        means = {seed: float(np.mean([of_task[seed] for of_task in each])) for seed in seeds}
-        pairs[what] = paired(means, dict.fromkeys(seeds, 0.0))
+        pairs[what] = mean_over_tasks(each)
     if pairs["score"] is None:
         return None
     count, every = len(pairs["score"].seeds), [ratio for ratios in members for ratio in ratios]

@@ -35,7 +35,7 @@ import numpy as np
 import plot
 from kit import artifacts, seals
 from kit.results import data_score, load_cell
-from kit.statistics import interval, replications, summarise
+from kit.statistics import mean_over_tasks, replications, summarise
 from paper import forest
 from paper.claims import CLAIMS, FEWEST, MEASURES, beyond_cells, comparisons, in_order, means_of
 from paper.grid import is_lamo, name_of
@@ -245,10 +245,9 @@ def mean_row(few, found):
     for method in MAIN:
         of_cells = [replications([row for row in rows if row["method"] == method], "score")
                     for rows in few.values()]
-        seeds = sorted(set.intersection(*map(set, of_cells)))
-        means = [float(np.mean([own[seed] for own in of_cells])) for seed in seeds]
-        lines.append({"score": np.mean(means), "interval": interval(means, "seeds"), "seeds": seeds,
-                      "over": "of each"} if seeds else None)
+        mean = mean_over_tasks(of_cells)
+        lines.append(mean and {"score": mean.difference, "interval": mean.interval, "seeds": mean.seeds,
+                               "over": "of each"})
     most = max(filter(None, lines), key=lambda line: len(line["seeds"]), default=None)
     most = over(most) if most else "none"  # no method is in all cells
     texts = [*(score(line, most) for line in lines),

@@ -12,6 +12,7 @@ from kit.statistics import (
     interquartile_mean,
     interval,
     mean_of_cells,
+    mean_over_tasks,
     paired,
     performance_profile,
     replications,
@@ -69,6 +70,31 @@ def test_intervals_cover_the_mean_as_often_as_the_manual_says():
     for over in ("seeds", "episodes"):
         assert interval([3.0], over) is None and interval([3.0, np.nan], over) is None
         assert interval([3.0, 3.0], over) == (3.0, 3.0)
+
+
+def test_a_mean_over_tasks_takes_the_wider_of_two_intervals():
+    # seeds' means are equal by luck: Welch's interval, of which scipy knows two samples
+    one, other = [1.0, 5.0, 3.0], [14.0, 6.0, 10.0]
+    welch = stats.ttest_ind(one, [-value for value in other], equal_var=False).confidence_interval()
+    found = mean_over_tasks([dict(enumerate(values)) for values in (one, [*other, 99.0])])
+    assert found.difference == 6.5 and found.seeds == [0, 1, 2]
+    assert found.interval == pytest.approx((welch.low / 2, welch.high / 2)) and np.ptp(found.interval) > 7
+    # what a seed does in one task it does in the other: Student's t over the seeds' means
+    found = mean_over_tasks([dict(enumerate(one)), dict(enumerate(one))])
+    assert found.interval == pytest.approx(interval(one, "seeds"))
+    assert mean_over_tasks([{0: 1.0}, {0: 3.0, 1: 5.0}]) == (2.0, None, [0])
+    assert mean_over_tasks([{0: 1.0, 1: 1.0}, {0: 3.0, 1: 3.0}]).interval == (2.0, 2.0)
+    assert mean_over_tasks([{0: 1.0}, {1: 3.0}]) is None
+
+
+@pytest.mark.parametrize("shared", (0, 1, 4))
+def test_a_mean_over_tasks_is_covered_whatever_seeds_share(shared):
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        values = rng.normal(0, 1, (9, 3)) * rng.uniform(0.2, 5, (9, 1)) + shared * rng.normal(0, 1, 3)
+        low, high = mean_over_tasks([dict(enumerate(task)) for task in values]).interval
+        hits += low <= 0 <= high
+    assert hits > 0.93 * 400
 
 
 # --- over many cells: rliable's published test values --------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import one_line
+from scipy import stats
 from test_plot import make_rows
 
 from kit import artifacts
@@ -131,7 +132,7 @@ def test_few_data_is_a_difference_of_differences(tmp_path, capsys):
     assert f"+7.0 [{mean - half:+.1f}, {mean + half:+.1f}] +" in line
 
 
-def test_the_mean_over_tasks_takes_a_seed_of_all_tasks_as_one_replication(tmp_path, capsys):
+def test_the_mean_over_tasks_is_of_the_seeds_that_all_have(tmp_path, capsys):
     other = ([30.0, 50.0, 10.0, 90.0], [1.5, 1.0, 2.0, 1.0]), ([31.0, 40.0, 15.0, 0.0], [2.0, 2.0, 2.0, 1.0])
     two = ([1.0, 2.0], [9.0, 1.0])
     for task, ratio, pair in (("hopper", 0.01, (LAMO, DT)),
@@ -144,10 +145,10 @@ def test_the_mean_over_tasks_takes_a_seed_of_all_tasks_as_one_replication(tmp_pa
     out = printed(tmp_path, capsys)
     mean, shifted = [line for line in out.splitlines() if "mean of" in line]
     # HalfCheetah, of two replications, has no part; Walker2d's fourth has no partner
-    scores = np.mean([[10, 8, 12], [-1, 10, -5]], 0)
-    losses = np.mean([100 * np.array([-0.01, 0, -0.01]) / (0.47 / 3),
-                      100 * np.array([-0.5, -1, 0]) / (7 / 4)], 0)
-    half, small = (4.303 * np.std(values, ddof=1) / np.sqrt(3) for values in (scores, losses))
+    scores = np.array([[10, 8, 12], [-1, 10, -5]])
+    losses = 100 * np.array([[-0.01, 0, -0.01], [-0.5, -1, 0]]) / [[0.47 / 3], [7 / 4]]
+    half, small = (np.ptp(stats.ttest_ind(one, -other, equal_var=False).confidence_interval()) / 4
+                   for one, other in (scores, losses))  # the tasks' own deviations are the wider ones
     assert "mini/mean of 2 tasks" in mean and "3 of each" in mean
     assert f"{scores.mean():+.1f} [{scores.mean() - half:+.1f}, {scores.mean() + half:+.1f}]" in mean
     assert f"{losses.mean():+.1f} % [{losses.mean() - small:+.1f} %, {losses.mean() + small:+.1f} %]" in mean
