@@ -49,6 +49,9 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 # .venv's, if it is there: BASE_PYTHON names a newer one for its making alone
 ASKING  = $(or $(wildcard $(PYTHON)),$(BASE_PYTHON))
+# what makes .venv: the one in it, if it is new enough, because people may have made it by hand
+NEWER   = import sys; sys.exit(sys.version_info < (3, 11))
+MAKER   = $(or $(and $(wildcard $(PYTHON)),$(shell $(PYTHON) -c '$(NEWER)' && echo $(PYTHON))),$(BASE_PYTHON))
 export OMP_NUM_THREADS = $(THREADS)
 # glibc returns every large activation to the kernel and faults it in again; this keeps it, which saves a
 # quarter of a GPT-2 step (docs/speed.md, peft's rows)
@@ -124,11 +127,11 @@ INSTALL = $(PYTHON) -m pip install -q --disable-pip-version-check
 setup: $(VENV)/ready
 
 $(VENV)/ready: requirements.txt
-	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(MAKER) -c '$(NEWER)' || \
 	  { echo "make setup: Python 3.11 or newer is needed; BASE_PYTHON=/path/to/python3.11 names another"; exit 1; }
-	@$(BASE_PYTHON) -m venv --without-pip $(VENV)
+	@$(MAKER) -m venv --without-pip $(VENV)
 	@$(PYTHON) -m kit.installed
-	$(BASE_PYTHON) -m venv $(VENV)
+	$(MAKER) -m venv $(VENV)
 	$(INSTALL) -r requirements.txt
 	$(INSTALL) --no-deps d4rl==1.1
 	@touch $@

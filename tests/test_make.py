@@ -546,6 +546,16 @@ def test_a_planner_without_an_answer_is_no_plan(kit, words, said):
     assert not (kit.folder / "runs").exists()
 
 
+@pytest.mark.parametrize("version, maker", [((3, 11), "own/bin/python"), ((3, 10), "newer")])
+def test_a_venv_made_by_hand_is_installed_into(kit, version, maker):
+    python = kit.folder / "own/bin/python"  # its answer to "are you new enough?", whatever python3 is
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nexit {int(version < (3, 11))}\n")
+    python.chmod(0o755)
+    said = kit("make", "-n", "setup", "VENV=own", "BASE_PYTHON=newer").stdout
+    assert f"\n{maker} -m venv own\n" in said and f"{maker} -c 'import sys" in said
+
+
 def test_a_method_without_a_language_model_is_one_line_where_there_is_text_too(kit):
     line = one_line(kit("make", REACHER, SHORT + " --lm_weight 1", "METHODS=lamo-medium", check=False))
     assert "has no language model for lamo-medium" in line
