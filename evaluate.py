@@ -100,7 +100,8 @@ def play_together(policy, config, envs, jobs, progress):
         try:
             actions = policy.act(np.stack([observations[i] for i in alive]), rewards)
         except FloatingPointError as error:
-            fail(f"{runs.run_of(config)}: {error}: it has diverged; train it again with a smaller --lr")
+            fail(f"{runs.run_of(config)}: {error}: it has diverged; train it again with a smaller "
+                 f"{runs.rates(config)}")
         rewards = np.zeros(len(alive))
         for n, i in enumerate(alive):
             observations[i], rewards[n], terminated, truncated, _ = envs[i].step(actions[n])
@@ -174,8 +175,11 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     """Play a run's checkpoints. Of the overrides, settings.EVALUATION and dtype count."""
     device = pick_device(device)
     config, model, checkpoints = load_run(run)
-    config |= {name: overrides[name] for name in settings.EVALUATION
-               if name in config and overrides.get(name)}
+    # not what they were when it was trained: kit/plan.py asks for what its name and these words mean now
+    asked = settings.configuration(run, **{name: overrides.get(name) for name in settings.EVALUATION})
+    config |= {name: asked[name] for name in settings.EVALUATION if name in config}
+    if "target_returns" in config:
+        config["target_returns"] = list(config["target_returns"])  # as JSON gives them back
     if config["kind"] == "sequence":
         if overrides.get("dtype") in ("float32", "bfloat16"):  # instead of what it was trained in
             config["dtype"] = overrides["dtype"]

@@ -54,6 +54,9 @@ def asked(cells, every, make):
     if overrides["lm"]:
         settings.fail(f"ARGS= names a language model; say LM={overrides['lm']}, which is for the methods "
                       "whose row names none, and for the text")
+    for name in ("fresh", "replace", "tensorboard"):
+        if overrides[name]:
+            settings.fail(f"ARGS= says --{name}; say {name.upper()}=1, which make understands")
     check_words(make)
     if len(cells) > len(set(cells)):
         settings.fail(f"{' '.join(cells)!r} names a cell twice")
@@ -119,7 +122,7 @@ def words_of(run, overrides, make):
     text, words = bool(config.get("lm_weight") and config["lm"]), [f"run:{run}"]
     if not finished or anew or text and make["TEXT"]:  # whose content train.py knows
         words += [f"train:{run}"] + [f"text:{run}"] * text
-    if finished and not anew and not played(folder, config):
+    if finished and not make["FRESH"] and not played(folder, config):
         words.append(f"evaluate:{run}")
     return words
 

@@ -28,7 +28,7 @@ class Policy:
         """Start n episodes, each to reach its own of n target returns in the environment's units; a number
         for one episode; None for the largest that the task names, and for baselines, which know none."""
         if target_returns is None:
-            target_returns = self.config.get("target_returns", (0.0,))[0]
+            target_returns = max(self.config.get("target_returns", (0.0,)))
         self.t, self.remaining = 0, np.array(target_returns, float, ndmin=1)
         if self.sequence:
             n, hidden = len(self.remaining), self.model.embed_ln.normalized_shape[0]

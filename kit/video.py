@@ -67,7 +67,7 @@ def film(policy, play_together, run, video, episodes=None, target_returns=None, 
         policy.model.bf16 = config.get("dtype") == "bfloat16"
     at_once = at_once or config["at_once"]
     every = config.get("target_returns", [None])
-    wanted = (target_returns if every != [None] else None) or every[:1]
+    wanted = (target_returns if every != [None] else None) or [max(every, key=lambda target: target or 0.0)]
     every = every if set(wanted) <= set(every) else wanted
     jobs = [(target, n) for target in every for n in range(max(config["episodes"], episodes or 1))]
     chosen = [(target, n) for target in wanted for n in range(episodes or 1)]
@@ -249,7 +249,7 @@ def check(path):
     if path.suffix not in (".gif", ".mp4"):
         fail(f"{path} is neither .gif nor .mp4")
     if path.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        fail(f"{path} needs ffmpeg: pip install imageio-ffmpeg (requirements-watch.txt); or give FILE.gif")
+        fail(f"{path} needs ffmpeg: .venv/bin/pip install -r requirements-watch.txt; or give FILE.gif")
 
 
 def write(path, frames):

@@ -225,6 +225,18 @@ def test_evaluation_is_repeatable_and_goes_on_after_an_interruption(evaluated, f
         assert ((folder / "eval.csv").read_bytes() == whole) == (dtype == trained_in)
 
 
+def test_what_is_played_is_what_the_task_and_the_words_say_now(evaluated, folder):
+    """Not what they said when it was trained, or make would ask for it forever."""
+    config = seals.read_json(folder / "config.json")
+    artifacts.write_json(folder / "config.json", config | {"episodes": 1, "target_returns": [7.0]})
+    whole = (folder / "eval.csv").read_bytes()
+    evaluated("evaluate.py", RUN, "--episodes", "2")
+    assert (folder / "eval.csv").read_bytes() == whole
+    line = one_line(evaluated("evaluate.py", RUN, "--target_returns", "5", "5.0", check=False))
+    assert "target_returns is [5.0, 5.0]; give each once" in line
+    assert (folder / "eval.csv").read_bytes() == whole
+
+
 @pytest.mark.parametrize("changed", [("--episodes", "3"), ("--episodes", "2", "--target_returns", "5", "7")])
 def test_rows_of_an_interrupted_call_with_other_options_are_not_mixed_in(evaluated, folder, changed):
     interrupted(folder)
@@ -330,7 +342,7 @@ def test_killed_before_any_of_its_file_operations_it_ends_in_the_same_bytes(eval
 def test_a_lock_that_was_left_at_the_very_end_is_gone_when_the_cell_is_gathered(evaluated, folder):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    owner = {"host": socket.gethostname(), "pid": gone.pid, "place": lock.place(),
+    owner = {"host": socket.gethostname(), "pid": gone.pid, "place": seals.here(),
              "processes": [(gone.pid, "1")]}
     for name in ("running.json", "progress.json"):
         (folder / name).write_text(seals.json_text(owner))

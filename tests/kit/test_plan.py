@@ -111,6 +111,18 @@ def test_a_seed_that_no_table_could_average_with_the_others_is_refused_before_it
     assert len(asked(SEEDS="1", ARGS="--steps 7")) == 3
 
 
+def test_replace_plays_anew_what_was_played_otherwise(asked, tmp_path):
+    finish(tmp_path)
+    run = f"mini/{CELL}/lamo/seed0"
+    assert f"evaluate:{run}" in asked(ARGS="--episodes 7", REPLACE="1")
+    assert f"evaluate:{run}" not in asked(REPLACE="1")
+
+
+@pytest.mark.parametrize("word", ["fresh", "replace", "tensorboard"])
+def test_words_of_makes_own_are_not_for_args(refused, word):
+    assert f"say {word.upper()}=1" in refused(ARGS=f"--{word}")
+
+
 @pytest.mark.parametrize("name", ["config.json", "eval.json"])
 def test_a_damaged_record_says_what_to_do_and_fresh_does_it(asked, refused, tmp_path, name):
     folder = finish(tmp_path)

@@ -116,6 +116,9 @@ def test_without_a_target_it_is_the_tasks_largest():
     policy = make("dt")
     policy.reset()
     assert policy.remaining.tolist() == [3600.0]
+    policy.config["target_returns"] = [1800.0, 3600.0]
+    policy.reset()
+    assert policy.remaining.tolist() == [3600.0]
     make("bc").reset()  # knows none
     new = make("dt")  # and a policy is born ready
     assert new.remaining.tolist() == [3600.0] and new.act(np.zeros(11)).shape == (3,)

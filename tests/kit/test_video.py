@@ -203,6 +203,6 @@ def test_files_that_cannot_be_written_are_said_before_anything_is_played(tmp_pat
     with pytest.raises(SystemExit, match="neither .gif nor .mp4"):
         video.check(tmp_path / "film.avi")
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="pip install imageio-ffmpeg"):
+    with pytest.raises(SystemExit, match="pip install -r requirements-watch.txt"):
         video.check(tmp_path / "film.mp4")
     video.check(tmp_path / "film.gif")
