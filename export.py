@@ -26,6 +26,8 @@ def export(run, folder):
     config, model, checkpoints = load_run(run)
     if config.get("train") != "lora":
         fail(f"{run} has no LoRA to export; its method is {config['method']}")
+    if config["trunk"] != "pretrained":
+        fail(f"{run} has LoRA on {config['trunk']} weights, which nobody else has; export one of lamo")
     load_checkpoint(model, checkpoints[-1], config)
     frozen = load_language_model(config["lm"], 0.0, layers=config.get("lm_layers", 0),
                                  bins=config.get("lm_bin", False))

@@ -48,10 +48,14 @@ def test_a_runs_adapter_goes_to_peft_and_back(prepared, tiny_gpt2):
     assert "+adapter@" in config["lm_id"] and "adapter/adapter_model.safetensors" in config["inputs"]
 
 
-def test_runs_without_an_adapter_end_in_one_line(prepared):
+def test_runs_without_an_adapter_end_in_one_line(prepared, tiny_gpt2):
     run = RUN.replace("lamo", "dt")
     assert "no finished run" in one_line(prepared("export.py", run, "adapter", check=False))
     train.train(run, **SHORT)
     with pytest.raises(SystemExit, match="has no LoRA to export; its method is dt"):
         export.export(run, "adapter")
+    random = RUN.replace("lamo", "lamo-random")
+    train.train(random, lm=str(tiny_gpt2), **SHORT)
+    with pytest.raises(SystemExit, match="LoRA on random weights"):
+        export.export(random, "adapter")
     assert not (prepared.folder / "adapter").exists()

@@ -105,6 +105,8 @@ def test_overrides_are_those_that_the_method_knows():
     assert configuration(RUN, lm=None)["lm"] == "mini" and "discount" not in configuration(RUN, discount=0.5)
     assert configuration(RUN, lm="/models/gpt2/")["lm"] == "/models/gpt2"
     assert configuration(RUN, adapter="here/")["adapter"] == "here"
+    for method in ("wiki", "lamo-full", "lamo-frozen", "dt"):  # which have no LoRA that it could start
+        assert configuration(RUN.replace("lamo", method), adapter="here/")["adapter"] == ""
     baseline = configuration(RUN.replace("lamo", "td3bc"), lora_rank=8, discount=0.5)
     assert baseline["discount"] == 0.5 and "lora_rank" not in baseline and "target_returns" not in baseline
 
