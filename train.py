@@ -10,7 +10,7 @@ writes  runs/PROFILE/CELL/METHOD/seedN/: config.json, train.csv, checkpoints of 
 The run's name determines every setting (tasks.py); each can be overridden on the command line, and
 config.json says so. A run that is finished is left alone; one with other settings is refused, unless
 --replace. One that was killed goes on from its state, which is saved every state_every minutes, at every
-checkpoint, and at SIGTERM and SIGINT. Batches and dropout depend on (seed, step) alone, so a
+checkpoint, and at SIGTERM, SIGINT and SIGHUP. Batches and dropout depend on (seed, step) alone, so a
 resumed run writes the same bytes as one that was never killed, and equal seeds give equal bytes on the
 same machine with the same number of threads.
 
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 
 from kit import artifacts, runs
-from kit.language_models import input_digests, language_model_id, tokenizer_digest
+from kit.language_models import check_words, input_digests, language_model_id, tokenizer_digest
 from kit.progress import Progress
 from kit.quick import pick_device, pick_dtype
 from lora import LoRA
@@ -277,6 +277,8 @@ def train(run, device="auto", replace=False, fresh=False, **overrides):
     tokens, text = load_text(config)
     torch.manual_seed(config["seed"])
     model = build_model(config)
+    if tokens is not None:
+        check_words(model.trunk, tokens, config["lm"])
     counts = parameter_counts(model)
     record = runs.make_record(config, provenance, mean, std, device, model, parameters=counts, text=text,
                          lm_id=language_model_id(config, model.trunk), inputs=input_digests(config))

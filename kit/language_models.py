@@ -19,6 +19,7 @@ import urllib.request
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 from huggingface_hub.constants import ENDPOINT
@@ -215,8 +216,31 @@ def load_trunk(config: dict) -> nn.Module:
     if config["lm"] is None:
         fail(f"the {config['profile']} profile has no language model for {config['method']}; pass "
              "LM=/its/folder (python -m mini.pretrain makes one), or use the other profile")
-    return load_language_model(config["lm"], config["dropout"], config["trunk"] == "random",
-                               config.get("lm_layers", 0), config.get("lm_bin", False))
+    trunk = load_language_model(config["lm"], config["dropout"], config["trunk"] == "random",
+                                config.get("lm_layers", 0), config.get("lm_bin", False))
+    check_reach(trunk, config)
+    return trunk
+
+
+def check_reach(trunk: nn.Module, config: dict):
+    """One line and exit if a run would read more tokens at once than its trunk has position embeddings for:
+    Atari's windows, or text."""
+    if position_table(trunk) is None:
+        return
+    needed = {"context": 3 * config["context"] - 1 if config["pixels"] else 0,
+              "lm_block": config["lm_block"] - 1 if config["lm_weight"] > 0 and not config["released"] else 0}
+    for name, tokens in needed.items():
+        if tokens > (reach := trunk.config.max_position_embeddings):
+            fail(f"{config['lm']} reads {reach:,} tokens at once, and --{name} {config[name]} needs "
+                 f"{tokens:,}; give at most {(reach + 1) // 3 if name == 'context' else reach + 1}")
+
+
+def check_words(trunk: nn.Module, ids, lm: str):
+    """One line and exit if token ids are not among the trunk's embeddings."""
+    largest, words = np.max(ids), trunk.get_input_embeddings().num_embeddings
+    if largest >= words:
+        fail(f"{lm}'s tokenizer says token {largest:,}, and the model embeds {words:,}; put its own one "
+             "beside the weights, and make the text again")
 
 
 def dt_trunk(width: int = 128, layers: int = 3, heads: int = 1, dropout: float = 0.1,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 import evaluate
 import train
 from kit import artifacts
-from kit.language_models import language_model_id, load_language_model, load_trunk
+from kit.language_models import check_words, language_model_id, load_language_model, load_trunk
 from kit.settings import configuration
 from lora import TARGETS, LoRA
 from model import build_model
@@ -259,6 +259,21 @@ def test_a_setting_keeps_the_first_blocks(tiny_lm, method):
 
 
 # --- what is refused, and GGUF -----------------------------------------------------------------
+
+def test_more_tokens_than_the_model_reads_or_knows_are_one_line():
+    run, pixels = "mini/hopper-medium-0.01/lamo-lm1/seed0", "mini/breakout-medium-0.1/lamo/seed0"
+    for name, within, beyond in ((run, {"lm_block": 257}, {"lm_block": 258}),
+                                 (pixels, {"context": 85}, {"context": 86})):
+        model = build_model(configuration(name, dtype="float32", **within))
+        with pytest.raises(SystemExit, match=f"mini reads 256 tokens at once, and --{[*beyond][0]}.*at most "
+                                             f"{[*within.values()][0]}$"):
+            build_model(configuration(name, dtype="float32", **beyond))
+    build_model(configuration(run, lm_block=900, lm_weight=0.0))  # reads no text
+    words = model.trunk.get_input_embeddings().num_embeddings
+    check_words(model.trunk, [0, words - 1], "mini")
+    with pytest.raises(SystemExit, match=f"says token {words:,}, and the model embeds {words:,};"):
+        check_words(model.trunk, np.array([0, words]), "mini")
+
 
 def test_a_model_that_is_no_causal_lm_is_one_line(kit, tmp_path):
     BertForMaskedLM(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
