@@ -224,8 +224,13 @@ def move(target, source, rate):
 
 
 def descend(optimizer, loss):
+    """A step down the loss's gradient; FloatingPointError, and no step, if that is not finite."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the loss became {loss.item()}, and its gradient {norm}")
     optimizer.step()
 
 

@@ -100,8 +100,14 @@ def seeded(update, record, step):
     try:
         return update(step, np.random.default_rng(seeds))
     except FloatingPointError as error:
-        fail(f"{run_of(record)}: {error} at step {step + 1}; nothing of this step was kept; lower --lr "
-             "or look at the data")
+        fail(f"{run_of(record)}: {error} at step {step + 1}; nothing of this step was kept; lower "
+             f"{rates(record)}, or look at the data")
+
+
+def rates(config):
+    """The learning rates of a configuration as one types them: "--lr", "--actor_lr and --lr"."""
+    names = ["lr"] if config["kind"] == "sequence" or config["discrete"] else ["actor_lr", "lr"]
+    return " and ".join(f"--{name}" for name in names if name in config)
 
 
 # --- the state of a run that trains --------------------------------------------------------------

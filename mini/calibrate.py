@@ -122,15 +122,14 @@ def search(task, method, args):
     now = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
     if not (imitates(now) or now["discrete"]):
         fail(f"{method} does not imitate, so it has no held-out loss")
+    searched = {name: value for name, value in of_search(now).items() if value != ""}
     key = {"task": task, "ratio": ratio, "method": method, **of_search(now),
            "steps": args.steps or 2 * now["steps"], "checkpoints": args.checkpoints}
-    key |= {name: getattr(args, name)[0] for name in SEARCH if name in now and getattr(args, name)}
-    for name in SEARCH:
-        if name not in now:  # a baseline has no context
-            continue
-        values = getattr(args, name) or [now[name]]
+    key |= {name: getattr(args, name)[0] for name in searched if getattr(args, name)}
+    for name in searched:
+        values = getattr(args, name) or [searched[name]]
         if name == "lr" and not args.lr:
-            values = [float(f"{now['lr'] * factor:.3g}") for factor in (0.5, 1, 2)]
+            values = [float(f"{searched['lr'] * factor:.3g}") for factor in (0.5, 1, 2)]
         candidates = [key | {name: value} for value in values]
         if name == "context":
             candidates = [candidate | {"batch_size": key["batch_size"] * key["context"] // value}
@@ -145,8 +144,10 @@ def search(task, method, args):
 
 
 def of_search(config):
-    """The settings of a configuration that are searched; empty where it has none."""
-    return {name: config.get(name, "") for name in SEARCH}
+    """The settings of a configuration that are searched; empty where it has none. A baseline that acts
+    continuously has its actor's learning rate."""
+    actor = settings.is_baseline(config["method"]) and not config["discrete"]
+    return {name: config.get("actor_lr" if actor and name == "lr" else name, "") for name in SEARCH}
 
 
 def found(key, args):

@@ -280,6 +280,18 @@ def values(w, x):
     return x @ w["weight"].T + w["bias"]
 
 
+@pytest.mark.parametrize("method", ["bc", "td3bc", "iql", "cql"])
+def test_no_weight_moves_where_a_gradient_is_not_finite(method):
+    config = config_of(method)
+    nets, optimizers, _, batch = ready(config)
+    batch["actions"][0, 0] = np.nan
+    before = numbers(nets)
+    with pytest.raises(FloatingPointError, match="the loss became"):
+        baselines.UPDATES[method](nets, optimizers, batch, config, 0)
+    if method != "cql":  # whose temperature does not look at the data
+        assert all(np.array_equal(before[name], now) for name, now in numbers(nets).items())
+
+
 @torch.no_grad()
 def test_frames_count_from_the_start_only_where_the_profile_says_so():
     frames, spread = torch.randint(0, 255, (8, 4, 84, 84), dtype=torch.uint8), []

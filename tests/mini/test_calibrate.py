@@ -89,6 +89,16 @@ def test_discrete_cql_is_searched_too(searched, monkeypatch):
     assert [(row["method"], row["loss"]) for row in rows] == [("cql", "0.001"), ("cql", "0.0005")]
 
 
+def test_a_continuous_baseline_is_searched_by_its_actors_rate(searched, monkeypatch):
+    asked, about = [], {"lm": "none", "code": "c", "heldout_data": "d", "train_loss": None}
+    monkeypatch.setattr(calibrate, "measure", lambda run, changes: (
+        asked.append(changes["actor_lr"]) or {10: changes["actor_lr"]}, about))
+    run("kitchen-complete", "--methods", "bc", "--steps", 20, "--csv", "found.csv", "--subsets", 100)
+    assert asked == [1.5e-4, 3e-4, 6e-4]
+    config = settings.configuration("mini/kitchen-complete-1/bc/seed0")
+    assert calibrate.of_search(config)["lr"] == config["actor_lr"] == 3e-4 and "lr" not in config
+
+
 def test_the_table_has_what_was_tried_the_best_first(searched):
     rows = searched("--steps", 1200)
     head, line, best, *others = calibrate.table(rows)
