@@ -78,7 +78,7 @@ def prepare(args):
         if old and not differs and not args.fresh:
             print(f"{path} is up to date, from {old['data']}{', which was given' if old['given'] else ''}")
             played.forget(path)
-            heldout.keep(config, source, args)
+            heldout.keep(config, source, args, heldout.lost(config, source, args, old))
             return
         if unseen and old.get("given"):
             fail(f"{path} was made from {old['data']}, which was given, and {differs}; give it again with "

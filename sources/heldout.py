@@ -13,7 +13,8 @@ import numpy as np
 from scipy.stats import norm
 
 import sources
-from kit.artifacts import heldout_path, load_provenance, save_arrays
+from kit import fail
+from kit.artifacts import arrays_digest, heldout_path, load_provenance, save_arrays
 from kit.seals import remove_leftovers
 from mini import players
 from sources import played
@@ -29,6 +30,22 @@ def keep(config, source, options, found=None):
         keep_of_player(config, options)
     elif found is not None:
         keep_of_file(config, found)
+
+
+def lost(config, source, options, old):
+    """Of a file, whose provenance is `old`, what load() finds if its held-out episodes are not there, though
+    it has some: whoever wrote it may have been killed before. None if nothing is lost."""
+    path = heldout_path(f"{config['profile']}/{config['cell']}")
+    if source is played or path.exists() or len(old["episodes"]) == old["total_episodes"]:
+        return None
+    if old["given"] and not options.data:
+        print(f"{path} is not there, and {old['data']} was given: held-out losses stay empty without DATA=")
+        return None
+    found = source.load(config, options.data, options)
+    if arrays_digest(found.arrays) != old["sha256"]:
+        fail(f"{path} is not there, and {old['data']} is no longer what the cell was made of; make both: "
+             "--replace (REPLACE=1)")
+    return found
 
 
 def keep_of_player(config, options):
@@ -49,8 +66,9 @@ def keep_of_player(config, options):
 def keep_of_file(config, episodes):
     """The cell's file, of what load() found beside its episodes."""
     path = heldout_path(f"{config['profile']}/{config['cell']}")
-    path.unlink(missing_ok=True)  # of data that were here before
-    if episodes.rest is not None:
+    if episodes.rest is None:
+        path.unlink(missing_ok=True)  # of data that were here before
+    else:
         save(path, config, episodes, *episodes.rest, floor_loss=None)
 
 

@@ -72,7 +72,7 @@ def test_the_floor_is_what_is_left_of_the_players_own_mean():
     assert heldout.floor_of({"player": "pong"}, noise) is None
 
 
-def test_a_file_gives_what_the_cell_leaves_out(folder):
+def test_a_file_gives_what_the_cell_leaves_out(folder, capsys):
     write_d4rl(folder / "given.hdf5", d4rl_arrays(episodes=60)[0])
     whole, _ = prepare("paper/hopper-medium-1", "--data", folder / "given.hdf5")
     assert not artifacts.heldout_path("paper/hopper-medium-1").exists()
@@ -84,6 +84,14 @@ def test_a_file_gives_what_the_cell_leaves_out(folder):
         ours, theirs = (slice(*arrays["offsets"][n:n + 2]) for arrays, n in ((data, new), (whole, old)))
         for name in ("observations", "actions", "rewards", "terminals"):
             assert np.array_equal(data[name][ours], whole[name][theirs])
+    # a kill may have come between the two files
+    path = artifacts.heldout_path("paper/hopper-medium-0.1")
+    whole = path.read_bytes()
+    path.unlink()
+    prepare("paper/hopper-medium-0.1")
+    assert not path.exists() and "held-out losses stay empty without DATA=" in capsys.readouterr().out
+    prepare("paper/hopper-medium-0.1", "--data", folder / "given.hdf5")
+    assert path.read_bytes() == whole
     # another file that is held out from a cell goes with the data that replace it
     write_d4rl(folder / "other.hdf5", d4rl_arrays(episodes=9, seed=1)[0])
     prepare("paper/hopper-medium-0.1", "--data", folder / "other.hdf5")
