@@ -40,8 +40,8 @@ import time
 from pathlib import Path
 
 from kit import fail, seals, settings
-from kit.lock import alive, place, who
-from kit.plan import of_make, plan
+from kit.lock import alive, who
+from kit.plan import check_places, of_make, plan
 
 FOLDER = Path("build/slurm")
 # What SBATCH= may change, and, behind it, what it may not: the rest of this file relies on that.
@@ -135,7 +135,7 @@ def hand_in(before, missing, sbatch, largest):
     for run, (_, needs) in missing.items():
         if run in there:
             continue
-        if (owner := alive(Path("runs") / run)) and owner.get("place") == place():
+        if (owner := alive(Path("runs") / run)) and owner.get("place") == seals.here():
             print(f"{run}: {who(owner)} is at it, outside of Slurm; it was not handed in")
         else:
             groups[tuple(needs)].append(run)
@@ -280,6 +280,7 @@ def main(args):
     with open(FOLDER / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would hand the same in twice
         before, missing, done = jobs_of(args.cells, of_make())
+        check_places(of_make())
         old = hand_in(before, missing, sbatch, largest_array())
     print(f"{done} runs are done, {old} were queued already")
     return 0

@@ -180,9 +180,13 @@ def test_a_job_does_what_make_would_do(cluster, anew):
 
 
 def test_words_reach_the_stages_as_typed(cluster):
-    words = {"LM": "/models/it's $HOME; \"gpt 2\" é", "TEXT": "a `b` 'c'.txt", "DATA": "/d4rl (old)/*",
+    words = {"LM": "./models/it's $HOME; \"gpt 2\" é", "TEXT": "a `b` 'c'.txt", "DATA": "d4rl (old)/*",
              "ARGS": "--adapter 'x y' --steps 3", "THREADS": "3",
              "PROFILE": "paper", "METHODS": "lamo-lm0.1", "SEEDS": "0"}
+    for name in ("LM", "DATA", "TEXT"):
+        done = cluster.kit("-m", "kit.slurm", "hopper-medium-1", check=False, **words)
+        assert f"nothing at {name}=" in one_line(done)
+        (cluster.folder / words[name]).mkdir(parents=True)
     cluster.kit("-m", "kit.slurm", "hopper-medium-1", **words)
     cluster.run()
     run, lm = "paper/hopper-medium-1/lamo-lm0.1/seed0", ["--lm", words["LM"]]
