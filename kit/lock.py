@@ -29,14 +29,6 @@ POLL = 1.0    # between two looks at another one's lock
 
 # --- whose it is -------------------------------------------------------------------------------
 
-def place():
-    """This host as processes see each other on it: two containers may share a name, not process ids."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
 def born(pid):
     """When a process was started, in ticks since the machine was, "" where /proc does not say; None if it is
     gone. A process id alone may be another's by now."""
@@ -63,7 +55,7 @@ def who(owner):
 
 def is_gone(owner, age):
     """Whether whoever wrote this lock, and the stage that it started, no longer run."""
-    if owner.get("place") != place():
+    if owner.get("place") != seals.here():
         return age > LOST
     return all(born(pid) != ticks for pid, ticks in owner.get("processes", []))
 
@@ -74,8 +66,8 @@ def is_gone(owner, age):
 def held(name, folder, stage):
     """Wait until the folder is ours. Yields a Lock, and the record of one that was left behind, or None."""
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "stage": stage, "since": clock(),
-             "place": place(), "processes": [(os.getpid(), born(os.getpid()))],
-             "token": f"{place()} {os.getpid()} {time.time()}", "began": time.time()}
+             "place": seals.here(), "processes": [(os.getpid(), born(os.getpid()))],
+             "token": f"{seals.here()} {os.getpid()} {time.time()}", "began": time.time()}
     lock = Lock(folder / "running.json", owner)
     left = take(name, lock.path, owner)
     remove_leftovers(folder)
@@ -116,7 +108,7 @@ class Lock:
 def remove_leftovers(folder):
     """What whoever had the lock before left half-written, and the claims of those that are gone."""
     seals.remove_leftovers(folder)
-    for claim in folder.glob(f".claim.{socket.gethostname()}.*"):
+    for claim in folder.glob(f".claim.{seals.here()}.*"):
         pid = claim.name.rpartition(".")[2]
         if pid.isdigit() and born(int(pid)) is None:
             claim.unlink(missing_ok=True)
@@ -124,7 +116,7 @@ def remove_leftovers(folder):
 
 def take(name, lock, owner):
     """Wait until the lock is ours; returns the record of the one that left it behind, or None."""
-    claim, said = lock.with_name(f".claim.{owner['host']}.{os.getpid()}"), False
+    claim, said = lock.with_name(f".claim.{seals.here()}.{os.getpid()}"), False
     claim.write_text(seals.json_text(owner))
     try:
         while True:

@@ -36,9 +36,18 @@ UNSEALED = (f"it has no {KEY}: it was edited, or another program wrote it; if it
 BROKEN = f"its {KEY} does not match its content"
 
 
+def here():
+    """This host as processes see each other on it: two containers may share a name, not process ids."""
+    try:
+        space = "".join(filter(str.isdigit, os.readlink("/proc/self/ns/pid")))
+    except OSError:
+        return socket.gethostname()
+    return f"{socket.gethostname()}-{space}"
+
+
 def part_of(path):
     """Where this process writes a file until it is whole."""
-    return path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.part{path.suffix}")
+    return path.with_name(f".{path.stem}.{here()}.{os.getpid()}.part{path.suffix}")
 
 
 def write_whole(path, text):
@@ -71,7 +80,7 @@ def remove_leftovers(folder, stem=""):
 def is_left(part):
     """Whether the process that wrote it is gone: on another host, if it has not written for so long."""
     place, _, pid = part.name.rpartition(".part")[0].rpartition(".")
-    if place.endswith(f".{socket.gethostname()}") and pid.isdigit():
+    if place.endswith(f".{here()}") and pid.isdigit():
         return int(pid) == os.getpid() or not is_alive(int(pid))
     return time.time() - part.stat().st_mtime > FORGOTTEN
 

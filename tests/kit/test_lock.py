@@ -50,7 +50,7 @@ def leave(folder, **owner):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     record = {"host": "here", "pid": dead.pid, "stage": "training", "since": "2025-01-01 10:00:00",
-              "place": lock.place(), "processes": [[dead.pid, "77"]], "token": "old",
+              "place": seals.here(), "processes": [[dead.pid, "77"]], "token": "old",
               "began": time.time() - 50}
     (folder / "running.json").write_text(seals.json_text(record | owner))
 
@@ -128,9 +128,8 @@ def test_the_heart_beats_and_finds_that_it_was_taken_over(tmp_path, monkeypatch)
 def test_whoever_takes_it_removes_what_killed_writes_left(tmp_path):
     leave(tmp_path)
     gone = seals.read_json(tmp_path / "running.json")["pid"]
-    host = os.uname().nodename
-    left = [f".eval.1a2b.{host}.{gone}.part.csv", ".tmpAb1xYz", f".claim.{host}.{gone}"]
-    kept = [f".claim.{host}.{os.getppid()}", f".claim.elsewhere.{gone}", "eval.csv"]
+    left = [f".eval.1a2b.{seals.here()}.{gone}.part.csv", ".tmpAb1xYz", f".claim.{seals.here()}.{gone}"]
+    kept = [f".claim.{seals.here()}.{os.getppid()}", f".claim.elsewhere.{gone}", "eval.csv"]
     for name in left + kept:
         (tmp_path / name).touch()
     with lock.held("a/run", tmp_path, "training"):

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -118,7 +117,7 @@ def test_leftovers_go_but_not_what_somebody_writes(tmp_path):
     alive, own = os.getppid(), os.getpid()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = socket.gethostname()
+    host = seals.here()
     left = [f".eval.1a2b.{host}.{dead.pid}.part.csv", f".final.{host}.{own}.part.safetensors", ".tmpAb1xYz",
             f".final.elsewhere.{dead.pid}.part.npz"]
     # what another host writes, too: nobody here can ask for its processes

@@ -45,7 +45,7 @@ def grid(tmp_path, monkeypatch):
 
     def run(name, **more):
         owner = {"host": "box", "pid": os.getpid(), "stage": "training", "since": "2025-01-01 10:20:30",
-                 "place": lock.place(), "processes": [[os.getpid(), lock.born(os.getpid())]], "token": "x"}
+                 "place": seals.here(), "processes": [[os.getpid(), lock.born(os.getpid())]], "token": "x"}
         return write(name, running_dot_json=owner | more)
 
     look.write, look.finish, look.run = write, finish, run
