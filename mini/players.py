@@ -43,8 +43,10 @@ def play_episode(config, index):
     """
     env = player_env(config)
     for attempt in itertools.count(1):
-        # a seed of its own for each attempt, far from all episodes' first attempts
-        observation, _ = env.reset(seed=index + 100_000 * (attempt - 1))
+        # a seed of its own for each attempt, far from all episodes' first attempts; those of evaluate.py
+        # begin at a million, where the eleventh would come
+        far = attempt - 1 if attempt <= 10 else attempt + 1_000
+        observation, _ = env.reset(seed=index + 100_000 * far)
         episode = play(env, make_player(config, env, np.random.default_rng([index, attempt])), observation)
         if sum(episode[2]) >= config.get("minimum_return", -np.inf):
             break

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from evaluate import EPISODE_SEED
 from kit.artifacts import read_csv
 from kit.settings import configuration
 from mini import atari, players
@@ -120,9 +121,23 @@ def test_what_disturbs_an_agent_is_not_recorded():
     assert np.array_equal(*calm(observation)) and np.array_equal(calm(observation)[0], label)
 
 
-def test_worse_episodes_are_played_again():
+def test_worse_episodes_are_played_again(monkeypatch):
     config = CONFIGS["reacher2d-medium"]
     assert all(players.play_episode(config, number)[2].sum() > 20 for number in range(6))
+    # however often, it never starts where evaluation does
+    seeds, make_env = [], players.make_env
+
+    def watched(config):
+        env = make_env(config)
+        reset = env.reset
+        env.reset = lambda seed: seeds.append(seed) or reset(seed=seed)
+        return env
+
+    monkeypatch.setattr(players, "make_env", watched)
+    monkeypatch.setattr(players, "play", lambda *_: [[], [], [25.0 if len(seeds) == 14 else 3.0], [], 0])
+    players.play_episode(config, 7)
+    assert len({*seeds}) == 14 and not [seed for seed in seeds if EPISODE_SEED <= seed < 100 * EPISODE_SEED]
+    monkeypatch.undo()
     every = config | {"minimum_return": 0.0}
     assert min(players.play_episode(every, number)[2].sum() for number in range(6)) < 20
 
