@@ -12,7 +12,8 @@ a repeat each, so that what slows the machine down for a while slows all of them
 time; rows show the median and the range. CPU is user and system time of a repeat, peak the process's
 largest memory. One thread, unless --threads says otherwise.
 
-A step of GPT-2 reads 64 windows of 20 environment steps and, with text, 2 x 1,024 tokens of all 50,257 words.
+A step reads 64 windows of 20 environment steps, of the mini profile's models, too, which trains with 16; with
+text, GPT-2 also reads 2 x 1,024 tokens of all 50,257 words.
 Peers: the stock transformers model with peft's LoRA, or with all its weights trained, inside the same
 embeddings and heads, in float32, as a program that knows nothing of the Makefile's settings for glibc runs
 them. Useful FLOPs are those of the products of trunk and language head: forward, and backward to what trains;

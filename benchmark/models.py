@@ -20,6 +20,7 @@ from kit.settings import configuration
 from model import DecisionTransformer, build_model
 from train import make_optimizer, sample_batch, training_arrays, training_step
 
+BATCH = 64  # windows of a step of all models, as in the paper; the mini profile takes 16
 # which method of the kit has the settings that each GPT-2 is trained with
 GPT2 = {"lamo": "lamo-mlp", "peft": "lamo-mlp", "wiki": "wiki", "stock": "wiki"}
 
@@ -39,7 +40,7 @@ def build(kind, dtype):
     torch.manual_seed(0)
     if kind in ("mini", "dt"):
         method = {"mini": "lamo"}.get(kind, kind)
-        config = configuration(f"mini/halfcheetah-medium-1/{method}/seed0", dtype=dtype)
+        config = configuration(f"mini/halfcheetah-medium-1/{method}/seed0", dtype=dtype, batch_size=BATCH)
         return config, build_model(config)
     config = configuration(f"paper/halfcheetah-medium-1/{GPT2[kind]}/seed0", dtype=dtype)
     shape = GPT2Config(**dict.fromkeys(("resid_pdrop", "attn_pdrop", "embd_pdrop"), config["dropout"]))
@@ -87,7 +88,7 @@ def training(dtype, kind, rows=10_000, text=False, steps=1, before=0):
 
 
 def sampling(dtype, rows):
-    config = configuration("mini/halfcheetah-medium-1/dt/seed0", dtype=dtype)
+    config = configuration("mini/halfcheetah-medium-1/dt/seed0", dtype=dtype, batch_size=BATCH)
     (arrays, ends), rng = dataset(rows, config), np.random.default_rng(0)
 
     def repeat():

@@ -44,7 +44,7 @@ TRAINING, SAMPLING, PLAYING = "models.training", "models.sampling", "models.play
 PRODUCT, PREPARING, START_UP = "models.product", "commands.preparing", "commands.start_up"
 
 SMALL = {"mini": {"kind": "mini", "steps": 5}, "dt": {"kind": "dt", "steps": 10}}
-SHAPES = (("GPT-2", "lamo", 12, 768), ("mini LaMo", "mini", 4, 256), ("DT", "dt", 3, 128))
+SHAPES = (("GPT-2", "lamo", 12, 768), ("mini LaMo", "mini", 4, 192), ("DT", "dt", 3, 128))
 
 ROWS = (
     *[Row("machine", f"product 3840 x 768 x 3072, {kind}", "GFLOP/s", PRODUCT, {"kind": kind})
@@ -59,7 +59,7 @@ ROWS = (
     Row("GPT-2, step with text", "kit", "s", TRAINING, {"kind": "lamo", "text": True}, STEP + WORDS),
     Row("GPT-2, step with text", "peft on stock transformers", "s", TRAINING, {"kind": "peft", "text": True},
         STEP + WORDS, peer=True),
-    Row("small models, step", "mini LaMo, 4 layers of 256", "s", TRAINING, SMALL["mini"]),
+    Row("small models, step", "mini LaMo, 4 layers of 192", "s", TRAINING, SMALL["mini"]),
     Row("small models, step", "DT, 3 layers of 128", "s", TRAINING, SMALL["dt"]),
     *[Row("batches", f"64 x 20 of {rows:,} steps", "ms", SAMPLING, {"rows": rows})
       for rows in (10_000, 1_000_000)],

@@ -12,7 +12,7 @@ from conftest import one_line
 from transformers import GPT2Config
 
 from benchmark import commands, models
-from benchmark.rows import PROGRAMS, ROWS
+from benchmark.rows import PROGRAMS, ROWS, SHAPES
 from benchmark.table import COLUMNS, DOCUMENT, MARKS, RECORD, RESULTS, section
 from kit.artifacts import read_csv, write_csv
 
@@ -33,6 +33,13 @@ def test_every_row_names_a_function_and_its_arguments():
         module, name = row.measure.split(".")
         function = getattr({"models": models, "commands": commands}[module], name)
         inspect.signature(function).bind("float32", **row.arguments)
+
+
+@pytest.mark.parametrize("name, kind, layers, width", SHAPES[1:])
+def test_useful_flops_are_those_of_the_models_that_are_measured(name, kind, layers, width):
+    config, model = models.build(kind, "float32")
+    shape = model.trunk.config
+    assert (shape.num_hidden_layers, shape.hidden_size, config["batch_size"]) == (layers, width, 64)
 
 
 def test_a_peer_computes_the_same_the_stock_way(monkeypatch):
