@@ -158,7 +158,7 @@ def test_a_baseline_that_diverges_in_its_only_step_is_not_done(here, monkeypatch
     config = settings.configuration(run, steps=1, batch_size=8) | {"actor_lr": 1e30}  # out of its range
     monkeypatch.setattr(settings, "configuration", lambda *_, **__: config)
     said = one_line(lambda: baselines.train(run))
-    assert "the loss became" in said and "lower --lr" in said
+    assert "the loss became" in said and "lower --actor_lr," in said
     assert not (artifacts.run_folder(run) / "final.safetensors").exists()
 
 
@@ -188,7 +188,7 @@ def test_a_network_that_has_diverged_is_one_line_at_play():
         policy.Policy(actor, config).act(np.zeros(11))
     agent, env = policy.Policy(actor, config), types.SimpleNamespace(reset=lambda seed: (np.zeros(11), {}))
     said = one_line(lambda: evaluate.play_together(agent, config, [env], [(None, 0)], None))
-    assert "mini/hopper-medium-0.01/bc/seed0" in said and "smaller --lr" in said
+    assert "mini/hopper-medium-0.01/bc/seed0" in said and "smaller --actor_lr" in said
 
 
 # --- an installation -----------------------------------------------------------------------------
