@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -107,6 +108,17 @@ def test_atari_in_lock_step_equals_one_game_at_a_time():
             score, over = score + reward, terminated or truncated
         assert (total, length) == (score, len(frames) - 1)
     assert len({length for *_, length in played}) > 1
+
+
+def test_scores_count_rewards_whole():
+    """Q*bert pays 25 a cube, which the return still to come counts as 1."""
+    over = iter((False, False, True))
+    env = types.SimpleNamespace(reset=lambda seed: (np.zeros(1), {}),
+                                step=lambda action: (np.zeros(1), 25.0, next(over), False, {}))
+    policy = types.SimpleNamespace(reset=lambda targets: None, keep=lambda going: None,
+                                   act=lambda seen, rewards: np.zeros(len(seen)))
+    config = configuration("mini/qbert-medium-0.1/dt/seed0")
+    assert evaluate.play_together(policy, config, [env], [(100.0, 0)], None) == [(100.0, 0, 75.0, 3)]
 
 
 def test_baselines_play_each_start_once_from_the_newest_state_alone():

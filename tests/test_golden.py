@@ -75,7 +75,8 @@ def close(ours, theirs, what):
 
 
 def test_there_are_golden_files():
-    assert {kind(path) for path in FILES} & {"lamo", "lamo-atari", "dt"}, f"no golden file in {FOLDER}"
+    kinds = {kind(path) for path in FILES}
+    assert kinds if "GOLDEN_DIR" in os.environ else kinds == {"lamo", "lamo-atari", "dt"}, FOLDER
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if kind(p) == "lamo-atari"], ids=lambda p: p.stem)

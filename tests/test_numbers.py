@@ -115,6 +115,8 @@ def differences(now, stored, like_machine):
             elif wrong := [i for i in range(len(wanted)) if not close(found[i], wanted[i], last_digit)]:
                 i = wrong[0]
                 yield f"{part}.csv: {name} is {found[i]}, not {wanted[i]}, in row {i + 1}"
+        for name in now[part].keys() - stored[part].keys():
+            yield f"{part}.csv: {name} is not in golden.json"
     if like_machine and now["weights"] != stored["weights"]:
         yield "final.safetensors holds other weights"
 

@@ -9,7 +9,7 @@ from conftest import one_line
 import plot
 import tasks
 from kit import artifacts, seals, settings
-from kit.results import published
+from kit.results import PAPER_SCORES, published
 from kit.statistics import summarise
 
 CELL = "mini/hopper-medium-0.01"
@@ -42,6 +42,8 @@ def test_every_cell_has_the_papers_scores():
 def test_no_published_score_is_missing_or_listed_twice():
     rows = [(row["task"], row["ratio"], row["method"], row["table"]) for row in published()]
     assert len(rows) == len(set(rows)) == 7 * (9 + 6 + 12) + 21
+    # as it was compared with the paper; nothing else looks at most deviations
+    assert seals.sha256(PAPER_SCORES).startswith("a1c16562f3074a50")
 
 
 # --- the score and its interval ----------------------------------------------------------------
@@ -190,6 +192,16 @@ def test_losses_have_a_panel_where_they_were_measured():
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "dotted: the loss in training" in words and "floor: the player's own mean action" in words
     assert len(plot.draw(CELL, many_methods(2), summarise(many_methods(2))).axes) == 2
+
+
+def test_marks_and_curves_are_means():
+    rows = [row for seed, score in enumerate((10.0, 20.0, 60.0)) for row in make_rows(
+        {1: [score - 8, score - 4], 2: [score, score + 6]}, seed=seed, score_window=1)]
+    curves, scores = plot.draw(CELL, rows, summarise(rows)).axes
+    assert [*curves.get_lines()[0].get_ydata()] == pytest.approx([24, 33])
+    marks = [line.get_xdata()[0] for line in scores.get_lines()
+             if line.get_marker() == plot.style("lamo")["marker"] and len(line.get_xdata()) == 1]
+    assert marks == pytest.approx([33])
 
 
 def test_text_from_the_results_is_shown_as_text(tmp_path):

@@ -3,8 +3,6 @@ commands their users type for the paper profile's files."""
 
 import csv
 import json
-import multiprocessing
-import multiprocessing.pool
 
 import numpy as np
 import pytest
@@ -40,7 +38,6 @@ def stages(tmp_path, monkeypatch, capsys):
     folder. Returns what the table says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "HELDOUT", 1)
-    monkeypatch.setattr(multiprocessing, "Pool", multiprocessing.pool.ThreadPool)
     for task, row in tasks.TASKS.items():
         monkeypatch.setitem(tasks.TASKS, task, row | EPISODES | {"mini": row.get("mini", {}) | EPISODES})
     (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog did not. " * 300)

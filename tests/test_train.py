@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
+from conftest import one_line, save_cell
 
+import baselines
 import tasks
 import train
 from benchmark.models import dataset
@@ -114,6 +115,7 @@ def test_text_batches_use_every_block_once_an_epoch():
         epochs.append(seen[:, 0].tolist())
         assert len(set(epochs[-1])) == 9
     assert epochs[0] != epochs[1]
+    assert not torch.equal(*(train.text_batch(tokens, 0, config | {"seed": seed}) for seed in (0, 2)))
 
 
 def test_a_batch_takes_as_long_from_a_million_steps():
@@ -191,9 +193,27 @@ def test_equal_seeds_give_equal_bytes_and_a_killed_run_resumes_to_them(prepared)
     assert "resuming at step" in prepared("train.py", RUN, *SHORT).stdout
     assert files(folder) == once
 
-    prepared("train.py", RUN.replace("seed0", "seed1"), *SHORT)
-    other = files(prepared.folder / "runs" / RUN.replace("seed0", "seed1"))
-    assert other["final.safetensors"] != once["final.safetensors"]
+
+def test_seeds_start_from_other_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_cell(tmp_path)
+    for stage, method in ((train, "dt"), (baselines, "bc")):
+        first = []
+        for seed in (0, 1):
+            run = f"paper/hopper-medium-0.1/{method}/seed{seed}"
+            stage.train(run, "cpu", steps=1, batch_size=2, lr=1e-12, actor_lr=1e-12)
+            first.append(artifacts.load_tensors(artifacts.run_folder(run) / "final.safetensors")[0])
+        assert any(not torch.allclose(first[0][name], first[1][name], atol=1e-3) for name in first[0])
+
+
+def test_biases_norms_and_times_do_not_decay():
+    config = settings.configuration("mini/pong-medium-1/dt/seed0")
+    model = build_model(config)
+    decay, rest = train.make_optimizer(model, config).param_groups
+    assert decay["weight_decay"] == config["weight_decay"] > 0 == rest["weight_decay"]
+    spared = {id(p) for p in rest["params"]}
+    for name, p in train.trainable(model).items():
+        assert (id(p) in spared) == (p.dim() < 2 or name == "embed_timestep.weight"), name
 
 
 def kill_after_a_checkpoint(kit, run, *settings):

@@ -9,7 +9,8 @@ from train import fit
 
 STEPS = 9
 RECORD = {"profile": "mini", "cell": "toy-1", "method": "toy", "kind": "sequence", "seed": 3,
-          "steps": STEPS, "eval_every": 4, "log_every": 3, "state_every": 5.0} | dict.fromkeys(settings.MACHINE, "this")
+          "steps": STEPS, "eval_every": 4, "log_every": 3, "state_every": 5.0} | dict.fromkeys(
+              settings.MACHINE, "this")
 FOLDER = Path("runs/mini/toy-1/toy/seed3")
 
 

@@ -139,6 +139,12 @@ def test_the_kitchens_observation_is_d4rls():
         assert not envs.kitchen_done(done).any()
 
 
+def test_the_kitchens_noise_is_v0s():
+    env = envs.make_env(CONFIGS["kitchen-complete"])
+    apart = [np.abs(env.reset(seed=seed)[0][:30] - env.unwrapped.data.qpos).max() for seed in range(40)]
+    assert 0.007 < max(apart) < 0.02  # 0.00999
+
+
 def test_the_kitchens_rewards_of_a_recording():
     """A sub-task pays once, at the step whose next observation shows it; the count stays."""
     rows = np.zeros((7, 60), np.float32)

@@ -1,14 +1,17 @@
 """kit/imitation.py: the held-out action loss equals a plain computation; on which episodes it is measured."""
 
+import csv
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import KIT
 
 from baselines import build_actor
-from kit import artifacts, imitation
+from kit import artifacts, imitation, runs
 from kit.language_models import dt_trunk, load_language_model, load_tokenizer
 from kit.settings import configuration
 from model import DecisionTransformer, build_model
@@ -209,6 +212,38 @@ def test_what_is_left_of_a_language_model(tiny_gpt2, monkeypatch):
         next(p for name, p in model.named_parameters() if "lora_B" in name).add_(0.5)
     assert imitation.bits_per_byte(model, config) != pytest.approx(before, rel=1e-4)
     imitation.prose.cache_clear()
+
+
+def test_the_bits_that_ship_are_those_of_the_model_that_ships():
+    """A frozen trunk keeps its language."""
+    with gzip.open(KIT / "results/shipped/mini/hopper-medium-0.01-dN.csv.gz", "rt") as file:
+        known = {float(row["bits_per_byte"]) for row in csv.DictReader(file)
+                 if row["method"] == "lamo-frozen"}
+    config = configuration("mini/hopper-medium-0.01/lamo-frozen/seed0", dtype="float32")
+    found = imitation.bits_per_byte(build_model(config), config)
+    assert known and all(bits == pytest.approx(found, rel=1e-4) for bits in known)
+
+
+def test_prose_is_read_in_windows_of_trainings_text(tiny_gpt2, monkeypatch):
+    config = configuration("mini/hopper-medium-0.1/lamo/seed0", lm=str(tiny_gpt2), dtype="float32",
+                           lm_block=32)
+    model, parts = build_model(config), []
+    monkeypatch.setattr(imitation, "CHARACTERS", 1000)
+    imitation.prose.cache_clear()
+    loss = model.language_loss
+    monkeypatch.setattr(model, "language_loss",
+                        lambda ids, **how: parts.append(ids.shape[1]) or loss(ids, **how))
+    imitation.bits_per_byte(model, config)
+    imitation.prose.cache_clear()
+    assert max(parts) == 32
+
+
+def test_discrete_bcs_loss_in_training_holds_a_penalty_and_is_left_out(folder):
+    for task, has in (("hopper-medium", 0.5), ("breakout-medium", None)):
+        config = configuration(f"paper/{task}-0.1/bc/seed0")
+        path = artifacts.run_folder(runs.run_of(config)) / "train.csv"
+        artifacts.write_csv(path, ("step", "actor_loss"), [{"step": 5, "actor_loss": 0.5}])
+        assert imitation.training_loss(config, 5) == has
 
 
 def test_a_language_model_without_a_tokenizer_is_measured_but_for_its_words(tiny_lm, folder, capsys):

@@ -54,7 +54,7 @@ def test_one_episode_is_acted_as_it_is_beside_others(what):
     policy.reset(TARGETS[what])
     together = [policy.act(seen[t], rewards[t - 1] if t else None) for t in range(len(seen))]
     together = np.stack(together)                                              # (steps, n, A)
-    assert together.shape == (9, 3) if what == "atari" else (9, 3, 3)
+    assert together.shape == ((9, 3) if what == "atari" else (9, 3, 3))
     for i, target in enumerate(TARGETS[what]):
         policy.reset(target)  # and what came before is forgotten
         for t in range(len(seen)):

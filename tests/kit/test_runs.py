@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import gone_before
 from toy import FOLDER, STEPS, Killed, killed, train
 
@@ -54,6 +55,15 @@ def test_a_signal_at_any_step_loses_none(once, monkeypatch, capfd, number, code)
         assert files() == once, step
         for path in FOLDER.iterdir():
             path.unlink()
+
+
+def test_draws_are_of_the_seed_and_of_the_step():
+    def draws(seed, step):
+        return runs.seeded(lambda step, rng: (int(rng.integers(2**40)), torch.rand(1).item()),
+                           {"seed": seed}, step)
+    found = [draws(seed, step) for seed in (0, 1) for step in (0, 1)]
+    assert len({batch for batch, _ in found}) == len({dropped for _, dropped in found}) == 4
+    assert draws(1, 1) == found[3]
 
 
 def test_a_signal_in_the_last_step_loses_nothing(once, monkeypatch):

@@ -187,6 +187,14 @@ def test_one_replication_has_no_interval_and_none_no_difference():
     assert paired({1: 2.0, 2: 3.0}, {1: 1.0, 2: 2.0}).interval == (1.0, 1.0)
 
 
+def test_the_largest_target_may_be_zero_or_negative():
+    for largest in (0.0, -5.0, 7.0):
+        rows = [row for target, more in ((largest, 0.0), (largest - 5, 50.0)) for row in make_rows(
+            {1: [1.0 + more], 2: [3.0 + more]}, target=target)]
+        line, = summarise(rows)
+        assert replications(rows, "score") == {0: 2.0} and line["score"] == 2.0 and line["target"] == largest
+
+
 def test_a_replications_values_are_those_of_its_checkpoints():
     losses = {0: (0.3, 0.1, 0.2), 1: (0.5, 0.4, 0.3)}
     rows = [row for seed, own in losses.items() for step, loss in enumerate(own)

@@ -158,6 +158,13 @@ def test_the_mean_over_tasks_is_of_the_seeds_that_all_have(tmp_path, capsys):
     assert f"{losses.mean():+.1f} % [" in shifted
 
 
+def test_subsets_come_before_as_many_seeds_of_one(tmp_path, capsys):
+    for name, of in (("", lambda seed: 0), ("-dN", lambda seed: seed)):
+        write(tmp_path / f"hopper-medium-0.01{name}.csv", runs("lamo", *LAMO, of) + runs("dt", *DT, of))
+    out = printed(tmp_path, capsys)
+    assert "3 subsets" in out[out.index("lamo - dt"):].splitlines()[1]
+
+
 def test_make_claims(kit):
     assert "holds no CSV" in one_line(kit("make", "claims", check=False))
     write(kit.folder / "results/shipped/mini/hopper-medium-0.1-dN.csv.gz", [

@@ -1,5 +1,6 @@
 """paper/forest.py: where differences are drawn, on which side, and how far."""
 
+import numpy as np
 import pytest
 from test_claims import DT, LAMO, runs
 
@@ -35,6 +36,15 @@ def test_right_is_for_the_first_method_on_both_sides():
         1: pytest.approx(25), 3: pytest.approx(100 * 0.02 / 0.47), 5: pytest.approx(-50)}
     assert scores[1][1:] == (forest.FOR, True) and scores[3][1:] == (forest.FOR, True)
     assert losses[3][1:] == (forest.OPEN, False) and losses[5][1:] == (forest.AGAINST, True)
+
+
+def test_intervals_of_losses_are_in_per_cent_and_turned_round():
+    rows = runs("lamo", *LAMO) + runs("dt", *DT) + runs("wiki", *BAD)
+    figure, _ = drawn({("mini", "hopper-medium-0.01"): [rows]})
+    ends = {int(line.get_ydata()[0]): [*line.get_xdata()] for line in figure.axes[1].lines
+            if line.get_gid() == "interval"}
+    middle, half = 2 / 0.47, 4.303 * 0.0057735 / np.sqrt(3) * 300 / 0.47
+    assert ends[1] == pytest.approx([middle - half, middle + half], rel=1e-3)
 
 
 def test_an_interval_that_goes_on_ends_in_an_arrow_within_the_panel():

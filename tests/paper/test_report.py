@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import one_line
+from test_plot import make_rows
 
 from kit import artifacts, settings
 from kit.results import published
@@ -171,6 +172,9 @@ def test_a_complete_average_and_one_that_says_what_it_covers(page):
         assert full[column][0] == said(average(sparse, method))
         assert full[column][-2:] == ["3 of 3 cells", f"paper {paper}"]
     assert full[4] == ["missing", "0 of 3 cells", "paper 23.8 (3 cells)"]
+    targets = dict(zip(sparse, ((5, 4), (5, 4), (76, 40)), strict=True))
+    best = statistics.fmean(statistics.fmean(best_scores(cell, "lamo", of)) for cell, of in targets.items())
+    assert full[2][1] == f"best {said(best)}" != f"best {full[2][0]}"
 
     rows = rows_of(page, "table-3")
     place = next(n for n, row in enumerate(rows) if row[0] == ["average, all data"])
@@ -207,6 +211,17 @@ def test_statistics_over_cells(page):
     for cell, statistic in ((row[4][0], statistics.fmean), (row[5][0], middle)):
         exact = np.percentile([statistic(values) for values in every], (2.5, 97.5))
         assert np.allclose(numbers(cell)[1:], exact, atol=0.08 * np.ptp(exact) + 0.05)
+
+
+def test_statistics_over_all_cells(page):
+    names = [path.stem for path in (SYNTHETIC / "paper").glob("*.csv") if ",lamo," in path.read_text()]
+    row, = (row for row in rows_of(page, "statistics") if row[:2] == [["all"], ["LaMo"]])
+    assert row[2] == [f"{len(names)} of 27"] and row[4][0].split()[0] == said(average(names, "lamo"))
+
+
+def test_a_curve_has_the_steps_that_every_seed_has():
+    rows = make_rows({1: [10.0], 2: [20.0]}) + make_rows({1: [30.0]}, seed=1)
+    assert grid.curve(rows) == [(0.5, 20.0, pytest.approx(200 ** 0.5))]
 
 
 def test_one_seed_has_no_deviation_and_no_interval_over_cells(page):

@@ -8,8 +8,9 @@ import statistics
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
-from test_report import SYNTHETIC, Page, average, rows_of, write_report
+from test_report import SYNTHETIC, Page, average, rows_of, seed_scores, write_report
 
 from kit import artifacts
 from kit.looks import hatch, style
@@ -87,6 +88,29 @@ def test_bars_are_the_means_over_the_cells_that_are_there(drawn):
     assert kitchen[2].get_height() == pytest.approx(average(both, "lamo"))
     assert "2 of 6" in [text.get_text() for text in figure.axes[0].texts]
     assert kitchen[0].get_hatch() == hatch("lamo") != kitchen[1].get_hatch() == hatch("dt")
+
+
+def test_profiles_and_chances_are_those_of_the_seeds(drawn):
+    axes = drawn["paper"]["profiles"][1].axes
+    row = next(n for n, axis in enumerate(axes) if axis.get_title().startswith("Kitchen"))
+    share = axes[row].get_lines()[0].get_ydata()
+    assert share[0] == 1 and share[-1] == 0 and sorted(share, reverse=True) == share.tolist()
+    both = ["kitchen-partial-1", "kitchen-complete-1"]
+    pairs = [[(one > other) + (one == other) / 2 for one in seed_scores(cell, "lamo")
+              for other in seed_scores(cell, "dt")] for cell in both]
+    marks = [line.get_xdata()[0] for line in axes[row + 2].get_lines() if len(line.get_xdata()) == 1]
+    assert marks[0] == pytest.approx(statistics.fmean(map(statistics.fmean, pairs)))
+    assert marks[0] != 0.5  # or it could be drawn the other way round
+
+
+def test_an_ablations_mark_is_the_mean_of_its_cells(drawn):
+    for axis in drawn["paper"]["ablations"][1].axes:
+        cells = [line.get_ydata() for line in axis.get_lines() if line.get_color() == "grey"]
+        marks = [line.get_ydata()[0] for line in axis.get_lines()
+                 if len(line.get_xdata()) == 1 and line.get_markerfacecolor() != "white"]
+        assert marks == pytest.approx(np.mean(cells, 0).tolist())
+        said = [float(text.get_text()) for text in axis.texts]
+        assert said == pytest.approx(marks, abs=0.051) and len(cells) > 0
 
 
 def test_curves_are_means_over_seeds(made, cells):

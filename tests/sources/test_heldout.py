@@ -32,6 +32,10 @@ def test_others_are_never_chosen_and_the_same_for_small_subsets():
     assert len(others(2186, 1, 0)) == 0
 
 
+def test_a_ratio_counts_as_it_is_written():
+    assert [len(choose(100, ratio, 0)) for ratio in (0.29, 0.57, 0.58)] == [29, 57, 58]  # 0.29 * 100 < 29
+
+
 def test_a_player_plays_more_once_for_all_cells_of_a_task(monkeypatch, capsys):
     monkeypatch.setattr(sources, "HELDOUT", 3)
     prepare("mini/reacher2d-medium-0.1")
