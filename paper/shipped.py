@@ -33,7 +33,7 @@ if __name__ == "__main__":
 import numpy as np
 
 import plot
-from kit import artifacts, seals
+from kit import artifacts, seals, signals
 from kit.results import data_score, load_cell
 from kit.statistics import mean_over_tasks, replications, summarise
 from paper import forest
@@ -341,6 +341,7 @@ def claims_drawn(cells):
 
 def main(args):
     if args.missing:
+        signals.end_with_reader()
         print(*missing(), sep="\n", end="\n" if any(missing()) else "")
     if args.take:
         take()
