@@ -131,8 +131,8 @@ def configuration(run, **overrides):
     config |= {key: value for key, value in overrides.items() if value is not None and key in config}
     if config.get("trunk") == "dt":  # it has no words
         config |= {"lm": None, "lm_layers": 0, "lm_weight": 0.0}
-    if config.get("train") != "lora":
-        config |= {"adapter": ""} if "adapter" in config else {}
+    if "adapter" in config and config["train"] != "lora":
+        config["adapter"] = ""  # nothing would load it
     if config.get("update") == "bc" and not config["discrete"]:
         del config["lr"]  # it has an actor alone, which learns at actor_lr
     check(task, config)
