@@ -132,8 +132,10 @@ $(VENV)/ready: requirements.txt
 	@$(MAKER) -m venv --without-pip $(VENV)
 	@$(PYTHON) -m kit.installed
 	$(MAKER) -m venv $(VENV)
-	$(INSTALL) -r requirements.txt
-	$(INSTALL) --no-deps d4rl==1.1
+	$(INSTALL) --no-compile -r requirements.txt
+	$(INSTALL) --no-compile --no-deps d4rl==1.1
+# on all cores, where pip takes one; files that are for another Python are left as they are, as pip leaves them
+	@$(PYTHON) -m compileall -qq -j 0 $(VENV)/lib || :
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt

@@ -1,6 +1,7 @@
 """What the tests share: a copy of the kit in an empty folder, a tiny GPT-2, files in D4RL's layout."""
 
 import atexit
+import compileall
 import functools
 import gzip
 import itertools
@@ -57,20 +58,31 @@ def session_kit(tmp_path_factory):
     return make_kit(tmp_path_factory.mktemp("kit"))
 
 
-def make_kit(folder, cold=False):
-    """cold: with the environment's own Python."""
+@functools.cache
+def compiled_kit():
+    """The kit's files, compiled, as the stages of each copy would compile them anew. One a test process."""
+    folder = Path(tempfile.mkdtemp(prefix="lamo-")) / "kit"
+    atexit.register(shutil.rmtree, folder.parent)
+    folder.mkdir()
     for path in [*KIT.glob("*.py"), KIT / "Makefile", *KIT.glob("requirements*.txt")]:
-        shutil.copy2(path, folder)  # with its date, so that what Python has compiled is good there, too
-    big = shutil.ignore_patterns("weights", "heldout.txt")
-    for room in ("kit", "sources", "mini", "benchmark", "paper", "__pycache__"):
-        if (KIT / room).exists():
-            shutil.copytree(KIT / room, folder / room, ignore=big)
+        shutil.copy2(path, folder)
+    big = shutil.ignore_patterns("weights", "heldout.txt", "__pycache__")
+    for room in ("kit", "sources", "mini", "benchmark", "paper"):
+        shutil.copytree(KIT / room, folder / room, ignore=big)
     for name in ("weights", "heldout.txt"):
         (folder / "mini" / name).symlink_to(KIT / "mini" / name)
     for name, old, new in TOY_SIZES:
         text = (folder / name).read_text()
         assert text.count(old) == 1, old
         (folder / name).write_text(text.replace(old, new))
+        shutil.copystat(KIT / name, folder / name)  # what is compiled is known by its source's date
+    assert compileall.compile_dir(folder, quiet=1)
+    return folder
+
+
+def make_kit(folder, cold=False):
+    """cold: with the environment's own Python."""
+    shutil.copytree(compiled_kit(), folder, symlinks=True, dirs_exist_ok=True)
     venv = Path(sys.executable).parent.parent if cold else warm_environment()
 
     def words(command):

@@ -162,7 +162,7 @@ def test_a_quickened_model_is_the_plain_one(method, task, monkeypatch):
 # --- bfloat16 ----------------------------------------------------------------------------------
 
 def curve(method, dtype, task, blocks):
-    """Losses of 30 steps on rows that stand for a dataset, from the same start; small batches and, with text,
+    """Losses of 20 steps on rows that stand for a dataset, from the same start; small batches and, with text,
     two blocks, because a CPU without units for bfloat16 takes ten times as long for its products."""
     config = configuration(f"mini/{task}-1/{method}/seed0", dtype=dtype, batch_size=8, warmup=10, lr=3e-4,
                            context=5, lm_layers=blocks)
@@ -176,7 +176,7 @@ def curve(method, dtype, task, blocks):
             "offsets": np.arange(0, rows + 1, 100), "rewards": rng.uniform(0, 3, rows).astype(np.float32)}
     arrays, ends, _, _ = train.training_arrays(data, config)
     optimizer, losses = train.make_optimizer(model, config), []
-    for step in range(30):
+    for step in range(20):
         batch, mask = train.sample_batch(arrays, ends, np.random.default_rng(step), config["batch_size"],
                                          config["context"])
         ids = torch.from_numpy(rng.integers(0, 4000, (1, 60))) if config["lm_weight"] > 0 else None
