@@ -8,8 +8,9 @@ reads   every CELL.csv and CELL-dN.csv of the folders; of a cell's files the one
 prints  for each claim, pair of methods and cell: the difference, first less second, with its 95 % interval
         over the replications that both have (kit/statistics.py), of the score at the largest target, of the
         held-out action loss over the same checkpoints, of its least, and of the bits per byte that the
-        language models take for prose; of few data also what LaMo - DT differs by between two ratios; the
-        mean over tasks of all this; then what is missing. Nothing is trained.
+        language models take for prose; of few data also what LaMo - DT differs by between two ratios, of
+        losses where both are of the same held-out episodes; the mean over tasks of all this; then what is
+        missing. Nothing is trained.
 
 A mean over tasks is of each task's lowest ratio that has at least FEWEST replications, losses in per cent of
 the second method's. Seed N of all tasks together is one replication, because seeds share random numbers. Its
@@ -65,6 +66,7 @@ MEASURES = (("score", "{:+.1f}", "score"), ("heldout_loss", "{:+.4f}", "held-out
             ("heldout_decisions", "{:+.3f}", "decisions missed"),
             ("bits_per_byte", "{:+.3f}", "bits per byte"))
 LOSSES = ("heldout_loss", "lowest_heldout_loss")
+HELD_OUT = (*LOSSES, "heldout_decisions")
 FEWEST = 3  # replications that an interval is said of: that of two says next to nothing
 
 
@@ -114,6 +116,7 @@ class Comparison(NamedTuple):
     values: dict       # {what: ({seed: value}, {seed: value})}, of both methods
     lm: str            # the language models of both
     per_cent: bool = False  # whether losses are per cent of the second method's
+    heldout: dict = {}  # {seed: digest of the episodes that its losses are over}
 
     def texts(self):
         """What a line of the table says, without the cell."""
@@ -142,13 +145,15 @@ def compare_file(rows, ours, theirs):
     if pairs["score"] is None:
         return None
     measured = {(row["seed"], row["heldout_data"]) for row in ours + theirs if row.get("heldout_data")}
-    # each over other episodes; or discrete BC's, whose logits a penalty keeps small: decisions tell it apart
-    if len(measured) > len({seed for seed, _ in measured}) or any(map(is_penalised, ours + theirs)):
+    if len(measured) > len({seed for seed, _ in measured}):  # each over other episodes
+        pairs |= dict.fromkeys(HELD_OUT)
+    if any(map(is_penalised, ours + theirs)):  # which keeps logits small: decisions tell discrete BC apart
         pairs |= dict.fromkeys(LOSSES)
     changed = sorted({f"{row['method']} {row['changed']}" for row in ours + theirs if row.get("changed")})
     count = len(pairs["score"].seeds)
     return Comparison(count, over(count, rows), changed, pairs, values,
-                      ", ".join(sorted({row["lm"] for row in ours + theirs} - {"none"})))
+                      ", ".join(sorted({row["lm"] for row in ours + theirs} - {"none"})),
+                      heldout=dict(measured))
 
 
 def is_penalised(row):
@@ -179,9 +184,18 @@ def shift(lower, higher):
     pairs = {what: paired(differences(lower, what), differences(higher, what)) for what, *_ in MEASURES}
     if pairs["score"] is None:
         return None
+    if not comparable(lower, higher):
+        pairs |= dict.fromkeys(HELD_OUT)
     count = len(pairs["score"].seeds)
     changed = sorted({*lower.changed, *higher.changed})
     return Comparison(count, f"{count} of both", changed, pairs, {}, lower.lm)
+
+
+def comparable(lower, higher):
+    """Whether the losses of two Comparisons are over the same episodes; or each replication's over its own,
+    which the interval over replications then covers."""
+    both = [(lower.heldout[seed], higher.heldout[seed]) for seed in lower.heldout if seed in higher.heldout]
+    return all(here == there for here, there in both) or len({here for here, _ in both}) == len(both)
 
 
 def means_of(lines, shifted=False):
@@ -209,7 +223,8 @@ def mean_over(members):
     for what, *_ in MEASURES:
         each = [functools.reduce(less, (differences(ratio, what, what in LOSSES) for ratio in ratios))
                 for ratios in members]
-        pairs[what] = mean_over_tasks(each)
+        told = what not in HELD_OUT or all(comparable(*ratios) for ratios in members if ratios[1:])
+        pairs[what] = mean_over_tasks(each) if told else None
     if pairs["score"] is None:
         return None
     count, every = len(pairs["score"].seeds), [ratio for ratios in members for ratio in ratios]

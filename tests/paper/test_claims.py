@@ -132,6 +132,26 @@ def test_few_data_is_a_difference_of_differences(tmp_path, capsys):
     assert f"+7.0 [{mean - half:+.1f}, {mean + half:+.1f}] +" in line
 
 
+@pytest.mark.parametrize("few, many, told", [
+    ("a a a", "a a a", True), ("a a a", "b b b", False), ("a a b", "a a c", False),
+    ("a b c", "d e f", True)])  # each subset's own, as the paper profile has them: the interval covers that
+def test_losses_over_other_episodes_are_not_taken_off_each_other(tmp_path, capsys, few, many, told):
+    for task in ("hopper", "walker2d"):
+        sets = {0.01: few.split(), 0.1: (many if task == "hopper" else few).split()}
+        for ratio, held_out in sets.items():
+            rows = [row | {"heldout_data": held_out[row["seed"]], "heldout_decisions": 0.1}
+                    for method, values in (("lamo", LAMO), ("dt", DT))
+                    for row in runs(method, *values, lambda seed: seed, task=f"{task}-medium", ratio=ratio)]
+            write(tmp_path / f"{task}-medium-{ratio}-dN.csv", rows)
+    lines = printed(tmp_path, capsys).splitlines()
+    for name, measured in (("hopper-medium-0.01 less", told), ("lowest less next", told),
+                           ("walker2d-medium-0.01 less", True), ("mean of 2 tasks  ", True)):
+        [line] = [line for line in lines if name in line]
+        assert "+0.0 [" in line or name == "mean of 2 tasks  "
+        # bits per byte never are; else both losses and the decisions missed
+        assert line.count("not measured") == (1 if measured else 4), line
+
+
 def test_the_mean_over_tasks_is_of_the_seeds_that_all_have(tmp_path, capsys):
     other = ([30.0, 50.0, 10.0, 90.0], [1.5, 1.0, 2.0, 1.0]), ([31.0, 40.0, 15.0, 0.0], [2.0, 2.0, 2.0, 1.0])
     two = ([1.0, 2.0], [9.0, 1.0])
