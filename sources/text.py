@@ -8,6 +8,7 @@ writes  data/PROFILE/text-TOKENIZER.npz, tokens (T,) and their provenance, named
 """
 
 import ast
+import collections
 import hashlib
 import sys
 import sysconfig
@@ -142,7 +143,8 @@ def standard_library():
     for path in sorted(root.rglob("*.py")):
         if skipped & set(path.relative_to(root).parts):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="replace"))):
+        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+        for node in ast.walk(tree) if path.name == "topics.py" else statements(tree):
             doc = None
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                 doc = ast.get_docstring(node)
@@ -151,6 +153,16 @@ def standard_library():
             if isinstance(doc, str) and len(doc) > 200:
                 texts.append(doc)
     return "\n\n".join(texts)
+
+
+def statements(tree):
+    """A module and its statements in the order of ast.walk, without the expressions, a third of the time."""
+    waiting = collections.deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            waiting.extend(getattr(node, name, ()))
 
 
 def encode(text, tokenizer):
