@@ -195,7 +195,8 @@ def comparable(lower, higher):
     """Whether the losses of two Comparisons are over the same episodes; or each replication's over its own,
     which the interval over replications then covers."""
     both = [(lower.heldout[seed], higher.heldout[seed]) for seed in lower.heldout if seed in higher.heldout]
-    return all(here == there for here, there in both) or len({here for here, _ in both}) == len(both)
+    each_its_own = all(len({*sets}) == len(both) for sets in zip(*both, strict=True))
+    return all(here == there for here, there in both) or each_its_own
 
 
 def means_of(lines, shifted=False):

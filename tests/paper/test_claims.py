@@ -134,6 +134,7 @@ def test_few_data_is_a_difference_of_differences(tmp_path, capsys):
 
 @pytest.mark.parametrize("few, many, told", [
     ("a a a", "a a a", True), ("a a a", "b b b", False), ("a a b", "a a c", False),
+    ("a b c", "d d d", False), ("d d d", "a b c", False),
     ("a b c", "d e f", True)])  # each subset's own, as the paper profile has them: the interval covers that
 def test_losses_over_other_episodes_are_not_taken_off_each_other(tmp_path, capsys, few, many, told):
     for task in ("hopper", "walker2d"):

@@ -1,7 +1,10 @@
 """sources/text.py: what counts as text, and what ends in one line that names the file."""
 
+import ast
+import importlib.util
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -133,3 +136,14 @@ def test_a_text_is_encoded_in_parts_of_whole_lines():
 
     tokens = text.encode("".join("x" * (i % 7) + "\n" for i in range(12_345)), tokenizer)
     assert tokens.dtype == np.uint32 and np.array_equal(tokens, np.arange(12_345) % 7)
+
+
+def test_statements_are_those_that_ast_walk_finds_in_its_order():
+    found = 0
+    for name in ("ast", "typing", "dataclasses", "asyncio.tasks"):  # nested functions, try, with, if
+        tree = ast.parse(Path(importlib.util.find_spec(name).origin).read_text(encoding="utf-8"))
+        kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+        walked = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+        assert [node for node in text.statements(tree) if isinstance(node, kinds)] == walked
+        found += len(walked)
+    assert found > 500
