@@ -79,6 +79,7 @@ BASELINE = {
     "discount": 0.99,
     "target_rate": 0.005,      # how far the target networks move at an update
     "normalize_rewards": False,  # by 1000 / (largest - smallest return of the data)
+    "recorded_rewards": False,   # Kitchen: D4RL's own, at each step how many sub-tasks are done
     "logit_penalty": 0.5,      # BC, discrete: on the squared log-probabilities
     "bc_alpha": 2.5,           # TD3+BC: the weight of Q against imitation
     "policy_noise": 0.2,       #   of the target's actions,
@@ -299,6 +300,7 @@ TASKS = {
 CONTINUOUS = ("mujoco", "kitchen", "reacher2d")
 # for discrete BC and CQL: as many frames as the sequence models see on Breakout and Pong
 FRAMES = {"quick_init": True, "batch_size": 192, "steps": 1_500, "eval_every": 300, "log_every": 50}
+RECORDED = {"paper-kitchen": {"recorded_rewards": True}}  # which D4RL's own loader reads
 SMOLLM2 = {"steps": 400, "eval_every": 400, "score_window": 1}  # to play with it costs more than to train
 
 METHODS = {
@@ -320,6 +322,7 @@ METHODS = {
         "embeddings": "linear",
         "weight_decay": 1e-4,
         "lm_weight": 0.0,
+        "atari": {"lr": 3e-4},
         "mini": {"lr": 5e-4},
         "mini-atari": {"lr": 1e-3},
     },
@@ -331,14 +334,14 @@ METHODS = {
         "mini-kitchen": {"actor_lr": 3e-4},
         "mini-atari": FRAMES,
     },
-    "td3bc": BASELINE | {"update": "td3bc", "suites": CONTINUOUS},
-    "iql": BASELINE | {
+    "td3bc": BASELINE | RECORDED | {"update": "td3bc", "suites": CONTINUOUS},
+    "iql": BASELINE | RECORDED | {
         "update": "iql",
         "suites": CONTINUOUS,
         "hopper-medium": {"deterministic": True, "normalize_rewards": True, "target_rate": 0.001},
         "kitchen": {"beta": 0.5, "actor_dropout": 0.1},      # the settings of IQL's authors
     },
-    "cql": BASELINE | {
+    "cql": BASELINE | RECORDED | {
         "update": "cql",
         "hidden_layers": 3,
         "actor_lr": 3e-5,

@@ -111,7 +111,7 @@ def trainable(model):
 
 def make_optimizer(model, config):
     """AdamW, one learning rate, as the released code does in effect (its group for the language
-    model selects nothing: utils.py). Unlike it, biases, LayerNorm and tables do not decay."""
+    model selects nothing: utils.py). Unlike it, biases, LayerNorm and the time table do not decay."""
     decay, rest = [], []
     for name, p in trainable(model).items():
         table = p.dim() < 2 or "embed_timestep" in name

@@ -39,7 +39,7 @@ def make_env(config):
     if name == "Reacher2d":
         return TimeLimit(Reacher2d(), config["horizon"])
     if name.startswith("FrankaKitchen"):
-        return make_kitchen(name, config["horizon"])
+        return make_kitchen(config)
     if "NoFrameskip" in name:
         return make_atari(name, config["horizon"])
     return gym.make(name, max_episode_steps=config["horizon"])
@@ -109,14 +109,19 @@ class KitchenObservation(gym.ObservationWrapper):
 
     v1 gives velocities too, which v0 and its datasets do not have. Its reward is 1 for each sub-task
     the first time it is done, as in v0; v1 judges true positions, v0 noisy ones.
+
+    noise   (21,) amplitudes of what is added to the objects' positions, beside the environment's own
     """
 
-    def __init__(self, env):
+    def __init__(self, env, noise=None):
         super().__init__(env)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,), np.float64)
+        self.noise, self.observation_space = noise, gym.spaces.Box(-np.inf, np.inf, (60,), np.float64)
 
     def observation(self, observation):
-        return kitchen_observation(observation["observation"])
+        seen = kitchen_observation(observation["observation"])
+        if self.noise is not None:
+            seen[9:30] += self.noise * self.unwrapped.robot_env.np_random.uniform(-1, 1, 21)
+        return seen
 
 
 def kitchen_observation(v1):
@@ -125,11 +130,20 @@ def kitchen_observation(v1):
     return np.concatenate([v1[..., 0:9], v1[..., 18:39], goal], axis=-1)
 
 
-def make_kitchen(name, horizon):
-    # v0's noise; v1's own is a tenth of it or less, and its resets have no other randomness
-    env = gym.make(name, max_episode_steps=horizon, tasks_to_complete=list(KITCHEN_GOALS),
-                   robot_noise_ratio=0.1, object_noise_ratio=0.1)
-    return KitchenObservation(env)
+# Of the objects' positions in v0, a tenth of pos_noise_amp of qpos9 to qpos29 in D4RL's franka_config.xml. v1
+# reads the same file, and takes each object's amplitude from the joint before it.
+OBJECT_NOISE = np.repeat([5e-4, 5e-5, 5e-4, 1e-2, 5e-4, 1e-2, 5e-4], [2, 6, 3, 3, 3, 3, 1])
+
+
+def make_kitchen(config):
+    """In the noise of what is trained on: D4RL's demonstrations have v0's; Minari's have v1's own, a tenth of
+    it or less; ours were played with v0's for the robot and v1's amplitudes for objects. Resets have no
+    other randomness."""
+    minari, mini = config.get("data", "").startswith("minari-"), config["profile"] == "mini"
+    ratios = {} if minari else {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1 if mini else 0.0}
+    env = gym.make(config["env"], max_episode_steps=config["horizon"], tasks_to_complete=list(KITCHEN_GOALS),
+                   **ratios)
+    return KitchenObservation(env, None if minari or mini else OBJECT_NOISE)
 
 
 # --- Atari -------------------------------------------------------------------------------------

@@ -132,7 +132,8 @@ def windows(tokens, count, context, seed, step):
 
 def transitions(states, seed, temperature=1.0):
     """(M, M) float64: in row s, the probability of each state after s; and (M,), that of each first state."""
-    weights = np.exp(np.random.default_rng((seed, 0)).random((states + 1, states)) / temperature)
+    numbers = np.random.default_rng((seed, 0)).random((states + 1, states)) / temperature
+    weights = np.exp(numbers - (numbers.max(1, keepdims=True) if temperature < 1 else 0))  # no overflow
     probabilities = weights / weights.sum(1, keepdims=True)
     return probabilities[1:], probabilities[0]
 
@@ -141,7 +142,8 @@ def entropy(probabilities):
     """The loss that no model goes below, in nats a token: the mean entropy of the next state, over how often
     each state comes in the long run."""
     often = np.linalg.matrix_power(probabilities, 1000)[0]
-    return round(float(-often @ (probabilities * np.log(probabilities)).sum(1)), 4)
+    logarithms = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
+    return round(float(-often @ (probabilities * logarithms).sum(1)), 4)
 
 
 def chain_windows(probabilities, first, count, context, seed, step):
@@ -293,7 +295,11 @@ def bits_per_byte(model, tokenizer, text, context):
     Windows overlap by half, so every token but the first few is predicted from at least half a
     window; each token is counted once.
     """
-    ids = torch.tensor([tokenizer.eos_token_id] + tokenizer(text, verbose=False)["input_ids"])
+    first = tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if first is None:
+        fail("the tokenizer has neither an eos_token nor a bos_token for a text to begin with; name one in "
+             "its tokenizer_config.json")
+    ids = torch.tensor([first] + tokenizer(text, verbose=False)["input_ids"])
     nats, stride, counted = 0.0, context // 2, 1
     with torch.inference_mode():
         while counted < len(ids):
@@ -309,6 +315,8 @@ def bits_per_byte(model, tokenizer, text, context):
 def measure(args):
     text = read_text(args.heldout)
     raw = text.encode()
+    if not raw:
+        fail(f"{args.heldout} is empty; give a text")
     packed = len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
     model, tokenizer = load_language_model(args.measure, dropout=0.0).eval(), load_tokenizer(args.measure)
     context = model.config.max_position_embeddings
@@ -323,6 +331,8 @@ def sample(args):
     prompt = tokenizer(args.prompt, return_tensors="pt")
     context = model.config.max_position_embeddings
     room = context - prompt["input_ids"].shape[1]
+    if room == context:
+        fail("--prompt is empty; give a word that the text begins with")
     if room < 1:
         fail(f"--prompt fills all {context} positions of the model; shorten it")
     out = model.generate(**prompt, do_sample=True, temperature=0.8, top_k=40, max_new_tokens=min(60, room),

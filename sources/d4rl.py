@@ -156,7 +156,8 @@ def read_columns(path, file, config):
                  "this is another environment's file")
         if name == "next_observations":
             continue  # what is not finite there is not known
-        bad = ~np.isfinite(array).reshape(rows, -1).all(1)
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(array.astype(np.float32)).reshape(rows, -1).all(1)  # as it is trained on
         if bad.any():
             fail(f"{path}: {name} are not finite in row {int(bad.argmax()):,}; get the file again")
     return raw

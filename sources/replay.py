@@ -45,7 +45,7 @@ def load(config, where, options):
     chosen, rest = (pick(len(ends), config["ratio"], options.subset_seed) for pick in (choose, others))
     both = np.union1d(chosen, rest)  # the frames are read once
     data = take_episodes({"actions": columns["action"][:rows].astype(np.int64),
-                          "rewards": columns["reward"][:rows].astype(np.float32),
+                          "rewards": np.sign(columns["reward"][:rows]).astype(np.float32),
                           "terminals": columns["terminal"][:rows].astype(bool), "offsets": offsets,
                           "last_observations": np.zeros((len(ends), 0))}, both)
     frames = read_frames(files["observation"], {name: len(column) for name, column in columns.items()},

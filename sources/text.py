@@ -89,9 +89,10 @@ def files_of(path):
     """The file itself, or the texts of a folder; of a dataset's Parquet files those of its training split."""
     if not path.is_dir():
         return [path]
-    files = sorted(path.glob("*.txt")) or sorted(path.glob("*.parquet"))
+    # .raw: WikiText's own folder, whose other files are for validation and test
+    files = sorted(path.glob("*.txt")) or sorted(path.glob("*.parquet")) or sorted(path.glob("*train.raw"))
     if not files:
-        fail(f"{path} holds no .txt and no .parquet file; {TAKES}")
+        fail(f"{path} holds no .txt, .parquet or train.raw file; {TAKES}")
     return [file for file in files if file.name.startswith("train") and file.suffix == ".parquet"] or files
 
 

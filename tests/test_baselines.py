@@ -377,6 +377,18 @@ def test_transitions_end_where_episodes_end():
     assert np.array_equal(baselines.transitions(single, config)[0]["rewards"], np.arange(4))
 
 
+@pytest.mark.parametrize("profile, wanted", [("paper", "dataset_rewards"), ("mini", "rewards")])
+def test_the_kitchens_rewards_are_d4rls_own_in_the_paper_profile(profile, wanted):
+    torch.set_default_dtype(torch.float32)
+    data = {"observations": np.zeros((4, 60), np.float32), "last_observations": np.zeros((1, 60), np.float32),
+            "actions": np.zeros((4, 9), np.float32), "rewards": np.array([0, 1, 0, 1], np.float32),
+            "dataset_rewards": np.array([0, 1, 1, 2], np.float32), "terminals": np.arange(4) == 3,
+            "offsets": np.array([0, 4])}
+    for method in ("td3bc", "iql", "cql"):
+        config = settings.configuration(f"{profile}/kitchen-partial-1/{method}/seed0")
+        assert np.array_equal(baselines.transitions(data, config)[0]["rewards"], data[wanted])
+
+
 def test_a_time_out_without_a_recorded_successor_is_left_out():
     torch.set_default_dtype(torch.float32)
     data = {"observations": np.ones((9, S), np.float32) * np.arange(9, dtype=np.float32)[:, None],

@@ -120,7 +120,7 @@ def test_every_method_states_what_differs():
               "lamo-rank64": {"lora_rank", "lora_alpha"}, "lamo-medium": {"lm"}, "lamo-smollm2": {"lm"},
               "lamo-smollm2-2": {"lm", "lm_layers"}, "lamo-smollm2-2-random": {"lm", "lm_layers", "trunk"},
               "lamo-smollm2-8": {"lm", "lm_layers"}, "lamo-smollm2-8-random": {"lm", "lm_layers", "trunk"},
-              "wiki": {"train", "embeddings", "weight_decay", "lm_weight"},
+              "wiki": {"train", "embeddings", "weight_decay", "lm_weight", "lr"},
               "lamo-released": {"released", "dropout"}}
     for task in tasks.TASKS:
         lamo = configuration(f"paper/{task}-1/lamo/seed0")
@@ -129,6 +129,7 @@ def test_every_method_states_what_differs():
                 continue
             config = configuration(f"paper/{task}-1/{method}/seed0")
             differs = {name for name in config if config[name] != lamo[name]} - {"method"}
+            assert method != "wiki" or config["lr"] == configuration(f"paper/{task}-1/dt/seed0")["lr"]
             assert differs <= own and set(config) == set(lamo), (task, method, differs)
             scale = config["lora_alpha"] / config["lora_rank"]
             assert scale == lamo["lora_alpha"] / lamo["lora_rank"]

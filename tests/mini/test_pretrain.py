@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,6 +109,9 @@ def test_a_chain_goes_by_its_probabilities():
     assert np.allclose(np.bincount(tokens[:, 0] - 1) / 3000, first, atol=0.03)
     sharp, _ = pretrain.transitions(5, 0, 0.1)
     assert np.allclose(np.log(sharp / sharp[:, :1]), 10 * np.log(following / following[:, :1]))
+    certain, first_too = pretrain.transitions(5, 0, 1e-4)
+    assert np.allclose(certain.max(1), 1) and first_too.sum() == pytest.approx(1)
+    assert pretrain.entropy(certain) == 0
     often = np.bincount(tokens.ravel() - 1) / tokens.size
     assert pretrain.entropy(following) == pytest.approx(
         -(often[:, None] * following * np.log(following)).sum(), abs=2e-3)
@@ -202,6 +206,7 @@ def test_samples_continue_the_prompt(trained, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all(line.startswith("- the cat") for line in lines)
     assert "shorten it" in refused("--sample", trained / "lm", "--prompt", text(3))
+    assert "--prompt is empty" in refused("--sample", trained / "lm", "--prompt", "")
 
 
 def refused(*arguments):
@@ -218,6 +223,11 @@ def test_bad_input_is_one_line(corpus, trained, tmp_path):
     assert "--heads" in refused(corpus, "--out", tmp_path / "lm", "--width", 10)
     assert "no readable text" in refused("--measure", trained / "lm", "--heldout", tmp_path / "absent.txt")
     assert "language model" in refused("--measure", corpus)
+    (tmp_path / "empty.md").touch()
+    assert "empty.md is empty" in refused("--measure", trained / "lm", "--heldout", tmp_path / "empty.md")
+    tokenizer = SimpleNamespace(eos_token_id=None, bos_token_id=None)
+    with pytest.raises(SystemExit, match="neither an eos_token nor a bos_token"):
+        pretrain.bits_per_byte(None, tokenizer, "text", 8)
     assert not (tmp_path / "lm").exists()
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     assert "latin.txt is no readable text" in refused(tmp_path, "--out", tmp_path / "lm")

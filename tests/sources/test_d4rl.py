@@ -108,6 +108,11 @@ def nan_row(raw):
     raw["actions"][17, 1] = np.nan
 
 
+def too_large(raw):
+    raw["observations"] = raw["observations"].astype(np.float64)
+    raw["observations"][17, 2] = 1e39  # which no float32 is
+
+
 def no_ends(raw):
     raw["terminals"][:] = raw["timeouts"][:] = False
 
@@ -130,7 +135,8 @@ def words(raw):
 
 @pytest.mark.parametrize("damage, said", [
     (lambda raw: raw.pop("terminals"), "has no terminals"), (nan_row, "not finite in row 17"),
-    (no_ends, "no finished episode"), (short_rewards, "rewards"), (words, "damaged"),
+    (too_large, "not finite in row 17"), (no_ends, "no finished episode"),
+    (short_rewards, "rewards"), (words, "damaged"),
     (other_environment, "another environment"), (other_successors, "next_observations have shape")])
 def test_a_damaged_d4rl_file_ends_in_one_line(tmp_path, damage, said):
     raw, _ = d4rl_arrays()

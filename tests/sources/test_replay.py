@@ -39,6 +39,13 @@ def test_dqn_replays_files_are_read_by_the_episode(tmp_path):
             "rewards": np.float32, "terminals": bool, "offsets": np.int64}
 
 
+def test_scores_that_were_not_clipped_count_by_their_sign(tmp_path):
+    arrays, _ = replay_arrays(actions=6)
+    write_replay(tmp_path / "Pong/1/replay_logs", arrays | {"reward": arrays["reward"] * 7})
+    rewards = replay.load(PONG, str(tmp_path), OPTIONS).arrays["rewards"]
+    assert np.array_equal(rewards, arrays["reward"][:len(rewards)]) and np.abs(rewards).max() == 1
+
+
 def test_a_folder_may_hold_the_files_the_games_or_a_folder_a_suite(tmp_path):
     arrays = replay_arrays(actions=6)[0]
     for top in ("", "atari"):

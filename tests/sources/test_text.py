@@ -36,6 +36,11 @@ def test_a_file_a_folder_and_wikitexts_zip(tmp_path):
     for name in ("b.txt", "a.txt"):
         (folder / name).write_text(name)
     assert text.read(str(folder), "mini", 1) == ("folder", "a.txt\n\nb.txt")
+    wiki = tmp_path / "wikitext-103-raw"  # as the zip unpacks
+    wiki.mkdir()
+    for part in ("train", "valid", "test"):
+        (wiki / f"wiki.{part}.raw").write_text(part)
+    assert text.read(str(wiki), "paper", 1) == ("wikitext-103-raw", "train")
     with zipfile.ZipFile(tmp_path / "wiki.zip", "w") as archive:
         archive.writestr("wikitext-103-raw/wiki.test.raw", "test")
         archive.writestr("wikitext-103-raw/wiki.train.raw", "train – raw")
@@ -83,7 +88,7 @@ def other_zip(path):
     ("latin.zip", bad_zip, "UnicodeDecodeError"), ("other.zip", other_zip, "no train.raw"),
     ("broken.zip", lambda path: path.write_bytes(b"PK\x03\x04"), "BadZipFile"),
     ("empty.txt", lambda path: path.write_text(" \n"), "holds no text"),
-    ("folder", lambda path: path.mkdir(), "holds no .txt and no .parquet file"),
+    ("folder", lambda path: path.mkdir(), "holds no .txt, .parquet or train.raw file"),
     ("nowhere.txt", lambda path: None, "FileNotFoundError"),
     ("broken.parquet", lambda path: path.write_bytes(b"PAR1 and no more"), "no readable text"),
     ("columns.parquet", lambda path: write_parquet(path, ["a"], "words"), "KeyError"),
