@@ -27,7 +27,8 @@ THREADS ?= $(if $(filter -j%,$(MAKEFLAGS)),1,$(shell nproc 2>/dev/null || sysctl
 # --- what is typed -------------------------------------------------------------------------------
 # It reaches the programs as it was typed: make expands no $ in it, and to a shell it is a word in quotes. Of these
 # NAMES are also looked at by make itself, so they hold nothing that means something to it. LAUNCH, BASE_PYTHON and
-# VENV name commands and are taken as such; make expands LAUNCH, for $(RUN).
+# VENV name commands and are taken as such; make expands LAUNCH, for $(RUN). Another variable, METHOD= or SEED=, is
+# refused, because make says nothing of a name that nobody reads.
 
 NAMES := PROFILE METHODS SEEDS SUBSETS CELLS THREADS GPUS WATCH REPLACE FRESH ARRAY TENSORBOARD MAKECMDGOALS
 TYPED := $(NAMES) LM DATA TEXT ARGS SBATCH RESULTS
@@ -37,9 +38,12 @@ define newline
 endef
 SIGNS := ; & | < > ( ) [ ] { } $$ ` \ " ' * ? ! ~ ^ = : % \#
 quote  = '$(subst ','\'',$1)'
+KNOWN := $(TYPED) LAUNCH BASE_PYTHON VENV PYTHON SHELL READY INNER PLAN
 signs  = $(firstword $(foreach sign,$(SIGNS),$(findstring $(sign),$1)))
+$(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(error $(name)= is nothing that is looked at; make help names what is)))
 $(foreach name,$(TYPED),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 $(foreach name,$(TYPED),$(if $(findstring $(newline),$($(name))),$(error $(name)= holds a line break, which nothing here takes)))
+$(if $(filter override,$(origin CELLS)),$(if $(strip $(CELLS)),,$(error CELLS= names no cell; leave it out for all of them)))
 $(foreach name,$(NAMES),$(if $(call signs,$($(name))),$(error $(name)=$($(name)) holds $(call signs,$($(name))), which no name has)))
 
 # --- programs ------------------------------------------------------------------------------------
@@ -168,7 +172,8 @@ benchmark: $(VENV)/ready-benchmark
 
 # --- what has to be done -----------------------------------------------------------------------
 # kit/plan.py is asked once, changes nothing, and answers in words: run:RUN train:RUN text:RUN evaluate:RUN
-# data:CELL. A call of make for one cell's runs (INNER) is given the words of that cell.
+# data:CELL. A call of make for one cell's runs (INNER) is given the words of that cell. Without a cell it looks at
+# make's variables alone.
 
 CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS=$(call quote,$(SEEDS)) \
          SUBSETS=$(call quote,$(SUBSETS)) LM=$(call quote,$(LM)) DATA=$(call quote,$(DATA)) TEXT=$(call quote,$(TEXT)) \
@@ -176,12 +181,13 @@ CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS
          WATCH=$(call quote,$(WATCH)) TENSORBOARD=$(call quote,$(TENSORBOARD)) GPUS=$(call quote,$(GPUS)) \
          THREADS=$(call quote,$(THREADS))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
+ASKED_FOR := $(WANTED)$(filter report claims videos,$(MAKECMDGOALS))
 ifndef INNER
-  PLAN := $(if $(WANTED),$(shell $(CALL) $(ASKING) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
+  PLAN := $(if $(ASKED_FOR),$(shell $(CALL) $(ASKING) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
     $(error $(wordlist 2,999,$(PLAN)))
   endif
-  ifneq ($(if $(WANTED),$(lastword $(PLAN)),planned),planned)
+  ifneq ($(if $(ASKED_FOR),$(lastword $(PLAN)),planned),planned)
     $(error kit/plan.py gave no answer, so nothing was done; its error stands above. BASE_PYTHON=$(BASE_PYTHON) has to be Python 3.11 or newer)
   endif
 endif
@@ -273,7 +279,7 @@ ITSELF   = $(MAKE)
 shipping = $(PYTHON) -m paper.shipped --missing | xargs -r -L1 $(heirs) sh -c '$(ITSELF) --no-print-directory \
 	    PROFILE=mini READY=1 "$$@"; failed=$$?; $(PYTHON) -m paper.shipped --take; exit $$failed' shipped
 
-shipped: | $(packages)
+shipped: | $(packages) $(if $(READY),,$(VENV)/ready-smollm2)
 	$(if $(findstring n,$(firstword -$(MAKEFLAGS))),@,+@)$(shipping)
 
 # from the shipped rows alone, also what README.md and docs/ say of them
@@ -285,16 +291,17 @@ shipped-report: | $(ready)
 # --- pictures that move ------------------------------------------------------------------------
 # Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.
 
-finished = $(firstword $(wildcard $(foreach method,$(METHODS),$(foreach cell,$(filter $1-%,$(CELLS)),\
-             $(foreach seed,$(SEEDS),runs/$(PROFILE)/$(cell)/$(method)/seed$(seed)/final.safetensors)))))
+subset   = $(if $(SUBSETS),$(if $(filter-out 0,$1),-d$1))
+finished = $(patsubst runs/%/final.safetensors,%,$(firstword $(wildcard $(foreach method,$(METHODS),\
+             $(foreach cell,$(filter $1-%,$(CELLS)),$(foreach seed,$(SEEDS),\
+             runs/$(PROFILE)/$(cell)$(call subset,$(seed))/$(method)/seed$(seed)/final.safetensors))))))
 
-videos: $$(foreach task,$$(TASKS),$$(if $$(call finished,$$(task)),videos/$$(PROFILE)/$$(task).gif))
+videos: $$(foreach task,$$(TASKS),$$(addprefix videos/,$$(addsuffix .gif,$$(call finished,$$(task)))))
 	@$(foreach task,$(TASKS),$(if $(call finished,$(task)),,echo \
 	  "$(task): no finished run of PROFILE=$(PROFILE) METHODS=\"$(METHODS)\" SEEDS=\"$(SEEDS)\"; left out";)):
 
-# the first of them, because make plan may be asked for both
-videos/$(firstword $(PROFILE))/%.gif: $$(call finished,$$*)
-	$(LAUNCH) $(PYTHON) evaluate.py $(patsubst runs/%/final.safetensors,%,$<) --video $@
+videos/%.gif: runs/%/final.safetensors
+	$(LAUNCH) $(PYTHON) evaluate.py $* --video $@
 
 # --- watching ----------------------------------------------------------------------------------
 
@@ -314,9 +321,14 @@ sbatch: | $(packages)
 
 # --- cleaning ----------------------------------------------------------------------------------
 
-clean:
-	rm -rf $(filter-out results/shipped,$(wildcard results/*)) figures videos report
+# find, because make takes a name with a blank in it for two
+cleaned = [ ! -d results ] || find results/ -mindepth 1 -maxdepth 1 ! -name shipped -exec rm -rf {} +; rm -rf figures videos report
 
-clean-runs: clean
-	@echo "This deletes every trained run below runs/. Type yes to go on:"; read answer; [ "$$answer" = yes ]
+clean:
+	$(cleaned)
+
+clean-runs:
+	@echo "This deletes every trained run below runs/, and results, figures, videos and reports. Type yes to go on:"; \
+	read answer; [ "$$answer" = yes ]
+	$(cleaned)
 	rm -rf runs

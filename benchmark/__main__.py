@@ -43,6 +43,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 from tqdm import tqdm
@@ -89,9 +90,9 @@ def command(number, dtype, threads):
             "--threads", str(threads)]
 
 
-def start(number, dtype, threads):
+def start(number, dtype, threads, place):
     row = ROWS[number]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "TMPDIR": place}
     if row.peer and not row.glibc:
         environment = {key: value for key, value in environment.items() if key not in GLIBC}
     return subprocess.Popen(command(number, "float32" if row.peer else dtype, threads), env=environment,
@@ -110,9 +111,10 @@ def answer(process, row):
     return json.loads(line)
 
 
-def measure(numbers, dtype, args):
-    """The rows of a group, in turns; returns {number: its repeats}."""
-    workers = {n: [start(n, dtype, args.threads) for _ in range(2 if ROWS[n].beside else 1)] for n in numbers}
+def measure(numbers, dtype, args, place):
+    """The rows of a group, in turns; returns {number: its repeats}. place: a folder for what they write."""
+    workers = {n: [start(n, dtype, args.threads, place) for _ in range(2 if ROWS[n].beside else 1)]
+               for n in numbers}
     repeats = {n: [] for n in numbers}
     try:
         for n in numbers:
@@ -152,8 +154,10 @@ def row_of(row, repeats, common):
 def rows_kept(common, chosen):
     """Rows of an earlier call on this very machine that are not measured now."""
     same = ("threads", "machine", "torch")
-    others = {(row.group, row.name) for n, row in enumerate(ROWS) if n not in chosen}
-    return [row for row in read_csv(RESULTS, COLUMNS) if (row["group"], row["name"]) in others
+    others = {(row.group, row.name): "float32" if row.peer else common["dtype"]
+              for n, row in enumerate(ROWS) if n not in chosen}
+    return [row for row in read_csv(RESULTS, COLUMNS)
+            if others.get((row["group"], row["name"])) == row["dtype"]
             and [row[key] for key in same] == [str(common[key]) for key in same]]
 
 
@@ -169,7 +173,8 @@ def benchmark(args):
     rows = rows_kept(common, chosen) if args.only and RESULTS.exists() else []
     places = {(row.group, row.name): place for place, row in enumerate(ROWS)}
     for group in tqdm(list(dict.fromkeys(ROWS[n].group for n in chosen)), disable=None, unit="group"):
-        repeats = measure([n for n in chosen if ROWS[n].group == group], common["dtype"], args)
+        with tempfile.TemporaryDirectory(prefix="lamo-benchmark-") as place:  # a killed worker clears nothing
+            repeats = measure([n for n in chosen if ROWS[n].group == group], common["dtype"], args, place)
         new = [row_of(ROWS[n], of_row, common) for n, of_row in repeats.items()]
         rows = sorted([*rows, *new], key=lambda row: places[row["group"], row["name"]])
         write_csv(RESULTS, COLUMNS, rows)

@@ -94,8 +94,9 @@ def checkpoint_paths(run):
     or not whole."""
     folder = run_folder(run)
     if not (folder / "final.safetensors").exists():
-        fail(f"{folder} holds no finished run; make it: make {run.split('/')[1]}, or: python train.py {run} "
-             "(baselines.py for bc, td3bc, iql, cql)")
+        profile, cell, method, seed = run.split("/")
+        fail(f"{folder} holds no finished run; make it: make PROFILE={profile} {cell} METHODS={method} "
+             f"SEEDS={seed.removeprefix('seed')}")
     config = load_config(run)
     paths = [checkpoint_path(folder, step, config) for step in checkpoint_steps(config)]
     if strange := {*folder.glob("step-*.safetensors"), folder / "final.safetensors"} ^ {*paths}:

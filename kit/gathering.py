@@ -40,9 +40,10 @@ def collect(cell):
         unknown = dict.fromkeys(artifacts.LOSS_COLUMNS, "")  # rows that were played without them
         rows += [unknown | row | more for row in own]
     if not rows:
-        plain, subset = settings.split_subset(cell.split("/")[1])
-        how = f"make {plain} SUBSETS=seed" if subset == "N" else f"make {cell.split('/')[1]}"
-        fail(f"runs/{cell} holds no evaluated run; make one: {how}")
+        profile, name = cell.split("/")
+        plain, subset = settings.split_subset(name)
+        how = f"{plain} SUBSETS=seed" if subset == "N" else name
+        fail(f"runs/{cell} holds no evaluated run; make one: make PROFILE={profile} {how}")
     path = artifacts.results_path(cell)
     seals.remove_leftovers(path.parent, path.stem)
     columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS

@@ -3,7 +3,7 @@
     times = measured()
     seconds = seconds_left(config, times, trained=0, now={})        # None: none of its kind has been measured
 
-reads   runs/RUN/: cost.json, progress.json, config.json, eval.json
+reads   runs/RUN/: cost.json, progress.json, config.json, eval.json, eval.csv
 
 A run's kind is its profile, task and method, else profile, suite and method, with the same sizes of batch and
 network. Standard library only.
@@ -11,6 +11,7 @@ network. Standard library only.
 
 import collections
 import contextlib
+import csv
 import math
 import statistics
 from pathlib import Path
@@ -40,7 +41,8 @@ def measured():
     ended."""
     times = collections.defaultdict(list)
     for path in Path("runs").glob("*/*/*/seed*/config.json"):
-        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):  # another kit's
+        # another kit's
+        with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError, OSError):
             config = read_report(path) | read_report(path.parent / "eval.json")
             for stage, sample in samples(path.parent, config):
                 for kind in kinds(config):
@@ -59,7 +61,16 @@ def samples(folder, config):
         yield "training", (0.0, now["seconds"] / (now["done"] - now["first"]))
     if evaluation and (folder / "eval.csv").exists():
         yield "evaluation", ((evaluation["wall"] - evaluation["seconds"]) / evaluation["calls"],
-                             evaluation["seconds"] / episodes_of(config))
+                             evaluation["seconds"] / played(folder, evaluation, config))
+
+
+def played(folder, evaluation, config):
+    """How many episodes all calls of an evaluation have played: others may have asked for more or fewer."""
+    if evaluation["calls"] == 1:
+        return episodes_of(config)
+    with open(folder / "eval.csv", newline="", encoding="utf-8") as file:
+        lengths = [int(row["length"]) for row in csv.DictReader(file)]
+    return evaluation["steps"] * len(lengths) / sum(lengths)
 
 
 def median(times, stage, config):

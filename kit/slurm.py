@@ -240,10 +240,17 @@ def element(path):
 
 
 def once(command, path):
-    """Without --fresh if this job has begun the run already, before it was queued again."""
-    config = Path("runs") / command[1] / "config.json"
-    if "--fresh" in command and config.exists() and config.stat().st_mtime >= path.stat().st_mtime:
+    """Without --fresh if this job has begun the run, or made the data, before it was queued again; with
+    --go_on behind it if it has begun to play them."""
+    run, data = Path("runs") / command[1], Path("data") / command[1]
+
+    def since(made):
+        return made.exists() and made.stat().st_mtime >= path.stat().st_mtime
+
+    if "--fresh" in command and (since(run / "config.json") or since(data.with_name(f"{data.name}.npz"))):
         return [word for word in command if word != "--fresh"]
+    if "--fresh" in command and since(data.with_name(f"{data.name}.played")):
+        return [*command, "--go_on"]
     return command
 
 

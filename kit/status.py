@@ -47,20 +47,21 @@ def folder_of(name):
     return Path("runs") / name
 
 
-def look(name, overrides, make):
+def look(name, overrides, make, request):
     config, folder = settings.configuration(name, **overrides), folder_of(name)
-    if not folder.exists():
-        return Run(name, "waiting", config, 0, False)
     trained = (folder / "final.safetensors").exists()
     steps = max((int(path.stem[5:]) for path in folder.glob("step-*.safetensors")), default=0)
     if alive(folder) is not None:
         return Run(name, "running", config, steps, trained)
     anew, why = make["REPLACE"] or make["FRESH"], ""
     try:
+        plan.refuse_other_seeds(name, overrides, request)
+        if not folder.exists():
+            return Run(name, "waiting", config, 0, False)
         if trained or any(folder.glob("state*.safetensors")):
             why = settings.some(plan.why_another(folder, config))
         if why and not anew:
-            return Run(name, "differs", config, steps, trained, why)
+            return Run(name, "differs", config, steps, trained, f"{why}; REPLACE=1 makes it anew")
         if why or make["FRESH"]:
             steps, trained = 0, False
         elif trained and plan.played(folder, config):
@@ -100,8 +101,10 @@ def grid(cells, make):
     plan.check_words(make)  # PROFILE may be two
     found = []
     for profile in make["PROFILE"].split():
-        for of_cell in plan.asked(cells, True, make | {"PROFILE": profile}).values():
-            found += [look(name, overrides, make) for name, overrides in of_cell.items()]
+        asked = plan.asked(cells, True, make | {"PROFILE": profile})
+        request = plan.requested(cells, asked, make)
+        found += [look(name, overrides, make, request)
+                  for of_cell in asked.values() for name, overrides in of_cell.items()]
     return found
 
 
@@ -159,7 +162,7 @@ def say_plan(found, make):
               f"data: {there} of {len(cells)} cells are there; making the others is not counted"]
     if differ := [run for run in found if run.state == "differs"]:
         lines += [f"{len(differ)} differ from what is asked, and make refuses that; the first: "
-                  f"{differ[0].name}: {differ[0].why}; REPLACE=1 makes them anew"]
+                  f"{differ[0].name}: {differ[0].why}"]
     return lines
 
 

@@ -2,7 +2,7 @@
 
     python evaluate.py mini/hopper-medium-0.01/lamo/seed0 --video hopper.gif
     python evaluate.py mini/hopper-medium-0.01/lamo/seed0 --video hopper.mp4 --episodes 3
-    make videos                                                  # videos/PROFILE/TASK.gif of each task
+    make videos                                                  # videos/RUN.gif, of each task one
 
 reads   runs/RUN/config.json and final.safetensors; eval.json and eval.csv if they are there
 writes  FILE: above each picture the run, the step, the return so far, and the return-to-go that the policy

@@ -70,6 +70,7 @@ class Log:
 
     def __init__(self, path):
         self.file, self.pending, self.lost = open(path, "ab", buffering=0), {}, False
+        self.began = time.monotonic()
 
     def say(self, text):
         self.write([f"--- {text}\n".encode()])
@@ -207,6 +208,7 @@ def watched(command, folder, gpus, lock, log):
         if gpus and lock.owner["stage"] != "data":
             environment["CUDA_VISIBLE_DEVICES"], file = stack.enter_context(a_gpu(gpus))
             kept_open = (file.fileno(),)
+        log.began = time.monotonic()  # the wait for a GPU is no time of the run's
         process, ends = start(command, environment, kept_open)
         # a stage does not mind that a terminal has sent it Ctrl-C, too
         on_signals(PASSED_ON, lambda number, _: process.send_signal(number))
@@ -256,7 +258,7 @@ def main(command, gpus):
     folder.mkdir(parents=True, exist_ok=True)
     on_signals(PASSED_ON, give_up)  # until the stage is there
     with held(name, folder, stage) as (lock, left):
-        log, began = Log(folder / "log.txt"), time.monotonic()
+        log = Log(folder / "log.txt")
         if left:
             remember_the_lost(left, folder, log)
         log.say(f"{clock()}, process {os.getpid()} on {lock.owner['host']}: {shlex.join(command)}")
@@ -268,8 +270,8 @@ def main(command, gpus):
             except SystemExit as stop:  # a signal before the stage was there
                 code = stop.code
             code, said = code_of(code)
-            log.close(f"{said} after {time.monotonic() - began:.1f} s, {clock()}")
-            add_cost(folder, stage, took(began) | steps_of(folder) | {
+            log.close(f"{said} after {time.monotonic() - log.began:.1f} s, {clock()}")
+            add_cost(folder, stage, took(log.began) | steps_of(folder) | {
                 "exit": code, "ended": clock(), "host": lock.owner["host"]})
         finally:
             progress.unlink(missing_ok=True)

@@ -37,10 +37,10 @@ if __name__ == "__main__":
 import numpy as np
 
 from kit import fail
-from kit.results import files_of, load_file
+from kit.results import files_of, load_file, of_one_subset
 from kit.statistics import mean_over_tasks, of_subsets, paired, replications
 from paper.grid import attempt, is_lamo
-from tasks import TASKS
+from tasks import PROFILES, TASKS
 
 
 def beside(first, *others):
@@ -83,10 +83,10 @@ def read(folders):
 
 
 def in_order(found):
-    """Cells in the order of tasks.py, and then of ratios."""
-    order = [*TASKS]
+    """Profile by profile, cells in the order of tasks.py, and then of ratios."""
+    profiles, tasks = [*PROFILES], [*TASKS]
     return dict(sorted(found.items(), key=lambda item: (
-        order.index(item[1][0][0]["task"]), item[1][0][0]["ratio"])))
+        profiles.index(item[0][0]), tasks.index(item[1][0][0]["task"]), item[1][0][0]["ratio"])))
 
 
 def load_cell(path, cell):
@@ -195,7 +195,7 @@ def comparable(lower, higher):
     """Whether the losses of two Comparisons are over the same episodes; or each replication's over its own,
     which the interval over replications then covers."""
     both = [(lower.heldout[seed], higher.heldout[seed]) for seed in lower.heldout if seed in higher.heldout]
-    each_its_own = all(len({*sets}) == len(both) for sets in zip(*both, strict=True))
+    each_its_own = len(both) > 1 and all(len({*sets}) == len(both) for sets in zip(*both, strict=True))
     return all(here == there for here, there in both) or each_its_own
 
 
@@ -315,13 +315,14 @@ def main(args):
     if not found and not troubles and args.otherwise:
         folders = [args.otherwise]
         found, troubles = read(folders)
+    notes = [note for folder in args.folders for note in of_one_subset(folder)]
     if not found and not troubles:
         paper = " PROFILE=paper" * (args.folders[0].name == "paper")
         fail(f"{', '.join(map(str, args.folders))} holds no CSV of a cell; make one: make "
-             f"hopper-medium-0.01{paper}")
+             f"hopper-medium-0.01{paper}{''.join(f'; {note}' for note in notes[:1])}")
     print(f"of the rows in {' and '.join(map(str, folders))}")
     print(*report(found), sep="\n")
-    for trouble in troubles:
+    for trouble in troubles + notes:
         print(f"not in it: {trouble}")
 
 

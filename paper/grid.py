@@ -47,7 +47,7 @@ def gather(profile, folder):
     for path in sorted(files_of(folder), key=lambda path: "-dN." in path.name):
         name = path.name.partition(".csv")[0]
         plain, subset = settings.split_subset(name)
-        if subset not in (0, "N"):  # which -dN has, with the others of its kind
+        if subset not in (0, "N"):  # kit.results.of_one_subset says so
             continue
         rows = attempt(troubles, load_cell, path, f"{profile}/{name}")
         for line in summarise(rows or []):

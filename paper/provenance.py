@@ -64,7 +64,8 @@ def warnings_of(line, seeds):
     if line["changed"]:
         said.append(f"settings changed: {line['changed']}")
     for name, what in (("code", "commits"), ("data_sha256", "data"), ("torch", "versions of torch")):
-        if len(recorded(line, name)) > 1:
+        own = name == "data_sha256" and line["over"] == "subsets"  # of which each has its own data
+        if len(recorded(line, name)) > 1 and not own:
             said.append(f"mixed {what}: {', '.join(recorded(line, name))}")
     if any(text.endswith("-dirty") for text in recorded(line, "code")):
         said.append("files differed from the commit")

@@ -5,8 +5,8 @@
     python -m paper.report mini --results results/shipped/mini       # writes report/shipped-mini.html
 
 reads   results/PROFILE/*.csv or another folder's, paper/scores.csv; for provenance
-        runs/PROFILE/*/*/seedN/config.json and cost.json, where they are there; videos/PROFILE/TASK.gif,
-        where `make videos` made them
+        runs/PROFILE/*/*/seedN/config.json and cost.json, where they are there; videos/RUN.gif, where
+        `make videos` made them
 writes  report/PROFILE.html, one page with everything in it; report/PROFILE.md, the same as Markdown;
         report/PROFILE/*.png and *.svg, the figures
 
@@ -31,6 +31,7 @@ if __name__ == "__main__":
 import matplotlib
 
 from kit import artifacts
+from kit.results import of_one_subset
 from paper import claims, forest, tables
 from paper.figures import LOOKS, SUITES, draw_all
 from paper.grid import cost_of, gather
@@ -62,9 +63,10 @@ def save_figures(figures, folder):
 
 def films_of(profile):
     """The episodes that `make videos` filmed; None if there are none."""
-    files = {task: Path("videos", profile, f"{task}.gif") for task in TASKS}
-    files = {task: file for task, file in files.items() if file.exists()}
-    note = "An episode a task, the first one of its run, which is named above each picture."
+    folder = Path("videos", profile)
+    files = {str(file.relative_to(folder).with_suffix("")): file
+             for task in TASKS for file in sorted(folder.glob(f"{task}-*/*/*.gif"))}
+    note = "The first episode of each run that was filmed."
     return Films("films", "The agents at play", note, files) if files else None
 
 
@@ -92,9 +94,14 @@ def main(args):
     profile, source = args.profile, args.results or Path("results", args.profile)
     folder = Path("report", "-".join(source.parts[-2:]) if args.results else profile)
     cells, troubles = gather(profile, source)
-    if not cells:
+    notes = of_one_subset(source)
+    if not cells and (troubles or not notes):
         fail(troubles[0] if troubles else f"{source} holds no results; make some: make "
              f"hopper-medium-0.01{'' if profile == 'mini' else f' PROFILE={profile}'}")
+    for note in notes:
+        print(f"not in it: {note}", file=sys.stderr)
+    if not cells:
+        return 0
     provenance = provenance_table(cells)
     shown = [*(tables.paper_table(cells, number) for number in tables.TITLES), tables.other_table(cells),
              tables.ablation_table(cells), tables.statistics_table(cells), provenance]
@@ -106,7 +113,7 @@ def main(args):
                       key=lambda section: ORDER.index(section.name))
     for suffix, text in ((".html", html(title, head, sections)),
                          (".md", markdown(title, head, sections, folder.name))):
-        artifacts.write_whole(folder.with_suffix(suffix),
+        artifacts.write_whole(folder.with_name(folder.name + suffix),  # a folder's name may hold dots
                               lambda part, text=text: part.write_text(text, encoding="utf-8"))
     print(f"report {folder}.html   {folder}.md   figures {folder}/")
     for trouble in troubles:

@@ -19,7 +19,7 @@ A source of episodes has three names, and a new one needs no more:
 config     kit.settings.configuration of any run of the cell
 where      the user's DATA=: a file, a folder or a URL; "" for the source's own
 options    subset_seed, workers (processes that roll out), timeout (seconds to wait for a server), fresh
-           (without what an earlier call has played)
+           (without what an earlier call has played), go_on (with it, all the same)
 """
 
 from typing import NamedTuple
@@ -50,7 +50,7 @@ def choose(total, ratio, seed):
 
 def others(total, ratio, seed):
     """Sorted indices of up to HELDOUT episodes that `choose` leaves out: the last of the same permutation, so
-    that all subsets of one seed but the largest have the same ones."""
+    that all subsets of one seed that leave as many have the same ones."""
     left = np.random.default_rng(seed).permutation(total)[len(choose(total, ratio, seed)):]
     return np.sort(left[-HELDOUT:])
 

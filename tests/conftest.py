@@ -93,9 +93,9 @@ def make_kit(folder, cold=False):
     def surroundings(more):
         return {"cwd": folder, "env": os.environ | {"OMP_NUM_THREADS": "1", "MAKEFLAGS": ""} | more}
 
-    def run(*command, check=True, timeout=240, **environment):
+    def run(*command, check=True, timeout=240, input=None, **environment):
         """A script of the kit, or make, with one thread; returns the finished process."""
-        done = subprocess.run(words(command), capture_output=True, text=True, timeout=timeout,
+        done = subprocess.run(words(command), capture_output=True, text=True, timeout=timeout, input=input,
                               **surroundings(environment))
         if check and done.returncode:
             raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")

@@ -432,12 +432,19 @@ def test_videos_are_of_the_tasks_that_have_a_finished_run(kit):
     lines = kit("make", "-n", "videos", "SEEDS=0 1", "LAUNCH=srun").stdout.splitlines()
     films = [line for line in lines if "--video" in line]
     assert len(films) == 1 and films[0].startswith("srun ")
-    assert films[0].endswith("mini/reacher2d-medium-0.3/dt/seed1 --video videos/mini/reacher2d-medium.gif")
+    run = "mini/reacher2d-medium-0.3/dt/seed1"
+    assert films[0].endswith(f"{run} --video videos/{run}.gif")
     assert "pong-medium: no finished run" in "".join(lines) and "reacher2d-medium: no" not in "".join(lines)
-    film = kit.folder / "videos" / "mini" / "reacher2d-medium.gif"
+    film = kit.folder / "videos" / f"{run}.gif"
     film.parent.mkdir(parents=True)
     film.touch()
     assert "--video" not in kit("make", "-n", "videos", "SEEDS=0 1").stdout  # it is there
+    assert "reacher2d-medium-1/dt/seed0 --video" in kit("make", "-n", "videos").stdout  # another run's is not
+    subset = kit.folder / "runs/mini/reacher2d-medium-0.1-d3/dt/seed3/final.safetensors"
+    subset.parent.mkdir(parents=True)
+    subset.touch()
+    assert "reacher2d-medium-0.1-d3/dt/seed3 --video" in kit(
+        "make", "-n", "videos", "SEEDS=3", "SUBSETS=seed").stdout
     assert "pong-medium-1/bc/seed0 --video" in kit("make", "-n", "videos", "METHODS=bc").stdout
     said = kit("make", "videos", "PROFILE=paper").stdout.splitlines()
     assert len(said) == 9 and all("no finished run of PROFILE=paper" in line for line in said)
@@ -461,10 +468,33 @@ def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
 
 
 @pytest.mark.parametrize("wanted, said", [
-    (("METHODS=nonsense", CELL), "nonsense"), (("hopper-medium-7",), "ratio"), (("mini-hopper",), "No rule")])
+    (("METHODS=nonsense", CELL), "nonsense"), (("hopper-medium-7",), "ratio"), (("mini-hopper",), "No rule"),
+    (("METHOD=bc", CELL), "METHOD= is nothing that is looked at"),
+    (("all", "CELLS="), "CELLS= names no cell"), ((f"{CELL}/",), "is no cell"),
+    (("videos", "METHODS=lmo"), "no method 'lmo'"),
+    ((CELL, "ARGS=--help"), "ARGS= asks for help")])
 def test_wrong_requests_are_refused(kit, wanted, said):
     done = kit("make", *wanted, check=False)
     assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_clean_takes_what_it_says_and_no_more(kit):
+    for name in ("results/old runs/a", "results/shipped/a", "results/mini/a", "figures/a", "report/a",
+                 "runs/a", "runs and more/a"):
+        path = kit.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def there():
+        return {path.parent.relative_to(kit.folder).as_posix() for path in kit.folder.rglob("a")}
+
+    before = there()
+    assert "Type yes to go on" in kit("make", "clean-runs", input="no\n", check=False).stdout
+    assert there() == before
+    kit("make", "clean")
+    assert there() == {"results/shipped", "runs", "runs and more"}
+    kit("make", "clean-runs", input="yes\n")
+    assert there() == {"results/shipped", "runs and more"}
 
 
 # --- what is typed is no command, and no path -----------------------------------------------------

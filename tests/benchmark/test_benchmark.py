@@ -86,7 +86,10 @@ def test_the_benchmark_measures_and_writes_its_rows(kit):
         assert f"{row['median']} [{row['low']}, {row['high']}] ms" in result.stdout
     # what is not measured now is kept, if it is of this machine, and stands where ROWS has it
     there = rows[1] | {"median": "77"}
-    write_csv(kit.folder / RESULTS, COLUMNS, [there, rows[0] | {"group": "data", "machine": "another"}])
+    data = next(row for row in ROWS if row.group == "data")
+    others = {"machine": "another"}, {"dtype": "bfloat16"}
+    write_csv(kit.folder / RESULTS, COLUMNS, [there, *(
+        rows[0] | {"group": data.group, "name": data.name} | other for other in others)])
     kit("-m", "benchmark", "--only", "64 x 20 of 10,000", "--repeats", "1")
     now = read_csv(kit.folder / RESULTS, COLUMNS)
     assert [(row["name"], row["repeats"]) for row in now] == [(rows[0]["name"], "1"), (there["name"], "2")]

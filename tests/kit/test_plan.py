@@ -30,9 +30,9 @@ def refused(asked, capsys):
     return call
 
 
-def finish(tmp_path, method="lamo", seed=0, played=True, inputs=None, **changed):
+def finish(tmp_path, method="lamo", seed=0, played=True, inputs=None, cell=CELL, **changed):
     """A finished run as its record has it: dtype as a machine without bfloat16 writes it."""
-    run = f"mini/{CELL}/{method}/seed{seed}"
+    run = f"mini/{cell}/{method}/seed{seed}"
     folder = tmp_path / "runs" / run
     folder.mkdir(parents=True)
     config = settings.configuration(run) | {"dtype": "float32"} | changed
@@ -111,6 +111,20 @@ def test_a_seed_that_no_table_could_average_with_the_others_is_refused_before_it
     assert len(asked(SEEDS="1", ARGS="--steps 7")) == 3
 
 
+def test_so_is_a_subset_and_what_is_in_other_tables_is_none_of_its_business(asked, refused, tmp_path):
+    finish(tmp_path, seed=3, steps=4)  # of subset 0, so of no table of subsets
+    assert len(asked(SEEDS="0 1", SUBSETS="seed")) == 6
+    folder = finish(tmp_path, seed=1, cell=f"{CELL}-d1", steps=4)
+    finish(tmp_path, seed=2, cell=f"{CELL}-d1", steps=5)
+    for words in ({"SEEDS": "0 2", "SUBSETS": "seed"}, {"SEEDS": "2", "SUBSETS": "seed"}):
+        assert "-d1/lamo/seed1 steps is 4, not 1200, and a table does not mix runs" in refused(**words)
+    with pytest.raises(SystemExit, match="steps is 4, not 1200"):
+        plan([f"{CELL}-dN"], False, BLANK | {"SEEDS": "2"})  # another way to say it
+    assert len(asked(SEEDS="0 1", SUBSETS="seed", REPLACE="1")) == 6
+    folder.rename(folder.with_name("seed1.old"))
+    assert len(asked(SEEDS="0 2", SUBSETS="seed")) == 6
+
+
 def test_replace_plays_anew_what_was_played_otherwise(asked, tmp_path):
     finish(tmp_path)
     run = f"mini/{CELL}/lamo/seed0"
@@ -161,7 +175,7 @@ def test_words_that_mean_nothing_are_one_line(refused, words, said):
 def test_a_cell_that_is_asked_for_twice_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for cells, said in (([CELL, CELL], "names a cell twice"), (["hopper-medium-0.10"], "'0.10' in"),
-                        (["hopper-medium-0.01;touch f"], "is no ratio"), (["../hopper-medium-1"], "no task")):
+                        (["hopper-medium-0.01;touch f"], "is no ratio"), (["../hopper-medium-1"], "no cell")):
         with pytest.raises(SystemExit, match=said):
             plan(cells, False, BLANK)
 

@@ -156,5 +156,6 @@ def test_a_finished_run_acts_as_its_evaluation_did(tmp_path, monkeypatch, tiny_g
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="runs/mini/hopper-medium-1/dt/seed0 holds no finished run; make it"):
+    with pytest.raises(SystemExit, match="hopper-medium-1/dt/seed0 holds no finished run; make it: "
+                       "make PROFILE=mini hopper-medium-1 METHODS=dt SEEDS=0"):
         evaluate.load_policy("mini/hopper-medium-1/dt/seed0")

@@ -84,6 +84,13 @@ def test_a_folders_list_is_sha256sums_own(tmp_path):
     (tmp_path / "a").unlink()
     with pytest.raises(ValueError, match="a is not there"):
         seals.check_list(tmp_path)
+    for names in (["-b", "b c"], ["./b c"]):
+        said = subprocess.run(["sha256sum", *names], cwd=tmp_path, check=True, capture_output=True).stdout
+        (tmp_path / seals.LISTED).write_bytes(said)
+        seals.check_list(tmp_path, "b c")
+    (tmp_path / seals.LISTED).write_bytes(said + b"something else\n")
+    with pytest.raises(ValueError, match="does not list the files of its folder"):
+        seals.check_list(tmp_path)
     (tmp_path / seals.LISTED).write_text(f"{'0' * 64}  ../a\n")
     with pytest.raises(ValueError, match="does not list the files of its folder"):
         seals.check_list(tmp_path)

@@ -75,6 +75,14 @@ def test_the_state_of_a_run(grid):
     assert states(grid())[0] == "differs" and "not readable" in grid()[DT + "0"].why
 
 
+def test_the_plan_knows_what_make_refuses_for_other_seeds(grid):
+    grid.finish(DT + "7", steps=4)
+    differ = [run for run in grid().values() if run.state == "differs"]
+    assert [run.name for run in differ] == [DT + "0", DT + "1"]
+    assert "seed7 steps is 4" in differ[0].why and "a table does not mix runs" in differ[0].why
+    assert [run.state for run in grid(SEEDS="0 7").values()][:2] == ["waiting", "differs"]
+
+
 @pytest.mark.parametrize("code, state", [(130, "stopped"), (143, "stopped"), (137, "failed"), (2, "failed")])
 def test_what_somebody_stopped_has_not_failed(grid, code, state):
     grid.write(DT + "0", cost_dot_json={"last": {"exit": code, "stage": "training"}})
@@ -106,6 +114,12 @@ def test_the_hours_are_those_of_the_same_kind_and_else_unknown(grid):
                         (DT + "1", {"batch_size": 7}),
                         ("paper/hopper-medium-0.01/dt/seed0", {})):
         assert hours.seconds_left(settings.configuration(other, **more), times) is None
+    # what --episodes 100 played before has taken its time, too: three times the steps of eval.csv
+    grid.write(DT + "0", eval_dot_csv="length\n" + "3333\n" * hours.episodes_of(config), cost_dot_json={
+        "training": {"wall": 110.0, "seconds": 100.0, "steps": config["steps"], "calls": 1},
+        "evaluation": {"wall": 180.0, "seconds": 150.0, "calls": 3,
+                       "steps": 3 * 3333 * hours.episodes_of(config)}})
+    assert hours.seconds_left(config, hours.measured(), config["steps"]) == pytest.approx(60)
     folder = grid.finish(DT + "1", wall=300.0)  # the median
     assert hours.seconds_left(config, hours.measured()) == pytest.approx(270)
     (folder / "eval.csv").unlink()

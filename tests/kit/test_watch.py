@@ -168,6 +168,17 @@ def test_each_run_gets_a_gpu_of_its_own(watched, visible, names):
     assert {out.split("used ")[1].strip() for out, _ in said} == names
 
 
+def test_the_wait_for_a_gpu_is_no_time_of_the_run(watched):
+    one = {"env": {"GPUS": "1"}}
+    first = watched("time.sleep(2.5)", name=RUN.replace("seed0", "seed1"), **one)
+    until(lambda: first.poll() is None and (watched.folder.with_name("seed1") / "running.json").exists())
+    second = watched("print('quick')", **one)
+    assert "quick" in second.communicate(timeout=60)[0]
+    first.communicate(timeout=60)
+    assert cost(watched)["wall"] < 2 < json.loads(
+        (watched.folder.with_name("seed1") / "cost.json").read_text())["wall"]
+
+
 def test_a_killed_run_frees_its_gpu_and_data_need_none(watched):
     one = {"env": {"GPUS": "1"}}
     process = watched("print('ready')\ntime.sleep(60)", **one)

@@ -134,21 +134,23 @@ def test_few_data_is_a_difference_of_differences(tmp_path, capsys):
 
 @pytest.mark.parametrize("few, many, told", [
     ("a a a", "a a a", True), ("a a a", "b b b", False), ("a a b", "a a c", False),
-    ("a b c", "d d d", False), ("d d d", "a b c", False),
+    ("a b c", "d d d", False), ("d d d", "a b c", False), ("a", "b", False), ("a", "a", True),
     ("a b c", "d e f", True)])  # each subset's own, as the paper profile has them: the interval covers that
 def test_losses_over_other_episodes_are_not_taken_off_each_other(tmp_path, capsys, few, many, told):
     for task in ("hopper", "walker2d"):
         sets = {0.01: few.split(), 0.1: (many if task == "hopper" else few).split()}
         for ratio, held_out in sets.items():
             rows = [row | {"heldout_data": held_out[row["seed"]], "heldout_decisions": 0.1}
-                    for method, values in (("lamo", LAMO), ("dt", DT))
-                    for row in runs(method, *values, lambda seed: seed, task=f"{task}-medium", ratio=ratio)]
+                    for method, (scores, losses) in (("lamo", LAMO), ("dt", DT))
+                    for row in runs(method, scores[:len(held_out)], losses, lambda seed: seed,
+                                    task=f"{task}-medium", ratio=ratio)]
             write(tmp_path / f"{task}-medium-{ratio}-dN.csv", rows)
     lines = printed(tmp_path, capsys).splitlines()
-    for name, measured in (("hopper-medium-0.01 less", told), ("lowest less next", told),
-                           ("walker2d-medium-0.01 less", True), ("mean of 2 tasks  ", True)):
+    over_tasks = (("lowest less next", told), ("mean of 2 tasks  ", True)) if len(few) > 1 else ()
+    for name, measured in (("hopper-medium-0.01 less", told), ("walker2d-medium-0.01 less", True),
+                           *over_tasks):
         [line] = [line for line in lines if name in line]
-        assert "+0.0 [" in line or name == "mean of 2 tasks  "
+        assert "+0.0 " in line or name == "mean of 2 tasks  "
         # bits per byte never are; else both losses and the decisions missed
         assert line.count("not measured") == (1 if measured else 4), line
 
@@ -179,6 +181,18 @@ def test_the_mean_over_tasks_is_of_the_seeds_that_all_have(tmp_path, capsys):
     assert f"{losses.mean():+.1f} % [" in shifted
 
 
+def test_ratios_are_beside_each_other_also_where_folders_hold_both_profiles(tmp_path, capsys):
+    for profile in ("paper", "mini"):
+        for ratio in (0.01, 0.1):
+            write(tmp_path / profile / f"hopper-medium-{ratio}.csv", [
+                row for method, values in (("lamo", LAMO), ("dt", DT))
+                for row in runs(method, *values, ratio=ratio, profile=profile)])
+    claims.main(claims.OPTIONS.parse_args([str(tmp_path / "paper"), str(tmp_path / "mini")]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "less 0.1" in line] == [
+        "mini/hopper-medium-0.01", "paper/hopper-medium-0.01"]
+
+
 def test_subsets_come_before_as_many_seeds_of_one(tmp_path, capsys):
     for name, of in (("", lambda seed: 0), ("-dN", lambda seed: seed)):
         write(tmp_path / f"hopper-medium-0.01{name}.csv", runs("lamo", *LAMO, of) + runs("dt", *DT, of))
@@ -199,6 +213,10 @@ def test_make_claims(kit):
     assert out.startswith("of the rows in results/mini\n") and "lamo - dt" in out and "-0.1 " not in out
     (kit.folder / "results/mini").rename(kit.folder / "others")
     assert "lamo - dt" in kit("make", "claims", "RESULTS=others").stdout
+    alone = kit.folder / "others/hopper-medium-0.01.csv"
+    alone.rename(alone.with_stem("hopper-medium-0.01-d3"))
+    assert "-d3.csv is of subset 3 alone" in one_line(kit("make", "claims", "RESULTS=others", check=False))
+    assert "no profile 'minni'" in kit("make", "claims", "PROFILE=minni", check=False).stderr
 
 
 def test_the_report_takes_subsets_before_seeds_of_one(tmp_path, monkeypatch):

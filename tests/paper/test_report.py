@@ -19,6 +19,7 @@ from test_plot import make_rows
 from kit import artifacts, settings
 from kit.results import published
 from paper import grid, report, tables
+from paper.provenance import warnings_of
 
 SYNTHETIC = Path(__file__).parent / "synthetic"
 STUDENT = {2: 12.7062, 3: 4.30265}  # 97.5 % of Student's t with n - 1 degrees of freedom
@@ -283,6 +284,34 @@ def test_what_runs_recorded_and_what_to_be_wary_of(tmp_path):
     assert "2 took 1.0 hours (0.5 of CPU) together" in text
 
 
+def test_each_subset_has_data_of_its_own_which_is_nothing_to_be_wary_of():
+    line = {"seeds": [0, 1, 2], "records": {seed: {"data_sha256": f"{seed}" * 64} for seed in range(3)},
+            "evaluations": 2, "window": 2, "changed": "", "over": "subsets"}
+    assert warnings_of(line, {0, 1, 2}) == []
+    assert "mixed data: 0000" in warnings_of(line | {"over": "seeds"}, {0, 1, 2})[0]
+
+
+def test_a_subset_alone_is_named_and_no_failure(tmp_path, capsys):
+    rows = artifacts.read_csv(SYNTHETIC / "paper/hopper-medium-1.csv", ("profile",))
+    alone = tmp_path / "results/paper/hopper-medium-1-d3.csv"
+    artifacts.write_csv(alone, tuple(rows[0]), rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert not report.main(report.OPTIONS.parse_args(["paper"]))
+    assert "hopper-medium-1-d3.csv is of subset 3 alone" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+    shutil.copy(SYNTHETIC / "paper/pong-medium-1.csv", alone.parent)
+    assert not write_report(tmp_path)[1] and "-d3.csv is of subset 3 alone" in capsys.readouterr().err
+
+
+def test_a_folders_name_may_hold_dots(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_all", lambda cells, profile: {})
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SYNTHETIC / "paper", "old/v1.2")
+    report.main(report.OPTIONS.parse_args(["paper", "--results", "old/v1.2"]))
+    assert Path("report/old-v1.2.html").exists() and Path("report/old-v1.2.md").exists()
+
+
 def test_cells_outside_of_the_papers_tables(tmp_path):
     rows = artifacts.read_csv(SYNTHETIC / "paper/hopper-medium-1.csv", ("profile",))
     artifacts.write_csv(tmp_path / "results/paper/hopper-medium-0.2.csv", tuple(rows[0]),
@@ -306,14 +335,14 @@ def test_a_damaged_file_is_named_and_hides_nothing_else(tmp_path):
 def test_the_agents_that_were_filmed_are_in_the_page(tmp_path):
     shutil.copytree(SYNTHETIC, tmp_path / "results")
     assert "image/gif" not in write_report(tmp_path)[0]
-    film = tmp_path / "videos/paper/pong-medium.gif"
+    film = tmp_path / "videos/paper/pong-medium-1/dt/seed2.gif"
     film.parent.mkdir(parents=True)
     film.write_bytes(b"GIF89a of Pong")
     text = write_report(tmp_path)[0]
     data = base64.b64encode(film.read_bytes()).decode()
-    assert text.count(f"<img src='data:image/gif;base64,{data}' alt='pong-medium'>") == 1
+    assert text.count(f"<img src='data:image/gif;base64,{data}' alt='pong-medium-1/dt/seed2'>") == 1
     assert "image/gif" in text.partition("The agents at play</h2>")[2]
-    link, = re.findall(r"!\[pong-medium\]\((.*?)\)", (tmp_path / "report/paper.md").read_text())
+    link, = re.findall(r"!\[pong-medium-1/dt/seed2\]\((.*?)\)", (tmp_path / "report/paper.md").read_text())
     assert (tmp_path / "report" / link).samefile(film)
 
 
