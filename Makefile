@@ -40,7 +40,7 @@ SIGNS := ; & | < > ( ) [ ] { } $$ ` \ " ' * ? ! ~ ^ = : % \#
 quote  = '$(subst ','\'',$1)'
 KNOWN := $(TYPED) LAUNCH BASE_PYTHON VENV PYTHON SHELL READY INNER PLAN
 signs  = $(firstword $(foreach sign,$(SIGNS),$(findstring $(sign),$1)))
-$(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(error $(name)= is nothing that is looked at; make help names what is)))
+$(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(error $(name)= is no word of this Makefile, see make help; what programs shall see stands before make)))
 $(foreach name,$(TYPED),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 $(foreach name,$(TYPED),$(if $(findstring $(newline),$($(name))),$(error $(name)= holds a line break, which nothing here takes)))
 $(if $(filter override,$(origin CELLS)),$(if $(strip $(CELLS)),,$(error CELLS= names no cell; leave it out for all of them)))
@@ -99,6 +99,8 @@ help:
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
 	@echo "  SEEDS=\"$(SEEDS)\"                e.g. SEEDS=\"0 1 2\""
 	@echo "  SUBSETS=                 seed: seed N trains on subset N, and the table is CELL-dN; or make CELL-d3"
+	@echo "  CELLS=                   what make all, plan, status, sbatch and videos are of, if not of all cells"
+	@echo "  RESULTS=                 folders that make claims reads, e.g. RESULTS=results/shipped/mini"
 	@echo "  LM=                      a hub name, a folder, a GGUF file, mini, mini-random, mini-early, smollm2:"
 	@echo "                           the trunk of the methods whose row in tasks.py names none"
 	@echo "  DATA=                    paper: D4RL's HDF5 or DQN replay's files, their folder (or one with a"
@@ -291,16 +293,17 @@ shipped-report: | $(ready)
 # --- pictures that move ------------------------------------------------------------------------
 # Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.
 
-subset   = $(if $(SUBSETS),$(if $(filter-out 0,$1),-d$1))
+subset   = $(if $(SUBSETS)$(filter %-dN,$(cell)),$(if $(filter-out 0,$1),-d$1))
 finished = $(patsubst runs/%/final.safetensors,%,$(firstword $(wildcard $(foreach method,$(METHODS),\
              $(foreach cell,$(filter $1-%,$(CELLS)),$(foreach seed,$(SEEDS),\
-             runs/$(PROFILE)/$(cell)$(call subset,$(seed))/$(method)/seed$(seed)/final.safetensors))))))
+             runs/$(PROFILE)/$(cell:-dN=)$(call subset,$(seed))/$(method)/seed$(seed)/final.safetensors))))))
 
 videos: $$(foreach task,$$(TASKS),$$(addprefix videos/,$$(addsuffix .gif,$$(call finished,$$(task)))))
 	@$(foreach task,$(TASKS),$(if $(call finished,$(task)),,echo \
 	  "$(task): no finished run of PROFILE=$(PROFILE) METHODS=\"$(METHODS)\" SEEDS=\"$(SEEDS)\"; left out";)):
 
-videos/%.gif: runs/%/final.safetensors
+# $$(wildcard): a film makes no run
+videos/%.gif: $$(wildcard runs/$$*/final.safetensors)
 	$(LAUNCH) $(PYTHON) evaluate.py $* --video $@
 
 # --- watching ----------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def transitions(data, config):
     takes D4RL's qlearning_dataset, which always drops it.
     """
     lengths = np.diff(data["offsets"])
-    rewards = data["dataset_rewards" if config["recorded_rewards"] else "rewards"]
+    recorded = config["recorded_rewards"] and "dataset_rewards" in data
+    rewards = data["dataset_rewards" if recorded else "rewards"]
     if config["normalize_rewards"]:
         returns = np.add.reduceat(rewards, data["offsets"][:-1])
         # a single episode has no spread to divide by

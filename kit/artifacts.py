@@ -94,7 +94,7 @@ def checkpoint_paths(run):
     or not whole."""
     folder = run_folder(run)
     if not (folder / "final.safetensors").exists():
-        profile, cell, method, seed = run.split("/")
+        profile, cell, method, seed = run.split("/")[-4:]
         fail(f"{folder} holds no finished run; make it: make PROFILE={profile} {cell} METHODS={method} "
              f"SEEDS={seed.removeprefix('seed')}")
     config = load_config(run)

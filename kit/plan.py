@@ -63,6 +63,8 @@ def asked(cells, every, make):
         if overrides[name]:
             settings.fail(f"ARGS= says --{name}; say {name.upper()}=1, which make understands")
     check_words(make)
+    if len(make["PROFILE"].split()) > 1:
+        settings.fail(f"PROFILE={make['PROFILE']!r} names two, which only make plan and make status take")
     if len(cells) > len(set(cells)):
         settings.fail(f"{' '.join(cells)!r} names a cell twice")
     subsets, found = make.get("SUBSETS", ""), {}
@@ -88,14 +90,13 @@ def asked(cells, every, make):
 
 class Request(NamedTuple):
     runs: set      # the names of all runs that are asked for
-    subsets: set   # cells of which seed N is asked for on subset N
+    tables: set    # what their tables are called: a cell, or CELL-dN
 
 
 def requested(cells, found, make):
     """The Request of these cells. found: what `asked` says of them."""
-    names = map(settings.split_subset, cells)
     return Request({run for of_cell in found.values() for run in of_cell},
-                   {plain for plain, subset in names if make.get("SUBSETS") or subset == "N"})
+                   {f"{cell}-dN" if make.get("SUBSETS") else cell for cell in cells})
 
 
 def check_words(make):
@@ -159,7 +160,7 @@ def why_another(folder, config):
 def refuse_other_seeds(run, overrides, request):
     """One line and exit, before hours are spent on it, if a table would average this run with seeds that are
     there, were made or played with other settings, and are not asked for."""
-    for other in beside(run, request.subsets) - request.runs:
+    for other in sorted(beside(run, request.tables) - request.runs):
         folder = Path("runs") / other
         if all((folder / name).exists() for name in ("eval.json", "eval.csv")):
             recorded = [read(folder / name, f"move {folder} out of runs/")
@@ -171,16 +172,19 @@ def refuse_other_seeds(run, overrides, request):
                               f"out of runs/, name its seed, too, or ask for runs/{run} with its words")
 
 
-def beside(run, subsets):
-    """{names} of the runs that a table averages this one with: seeds of one subset, or each of its own."""
-    profile, cell, method, _ = run.split("/")
-    plain, _ = settings.split_subset(cell)
-    if plain not in subsets:
-        return {f"{profile}/{cell}/{method}/{seed}" for seed in names_in(Path("runs", profile, cell, method))
-                if re.fullmatch(f"seed{settings.SEED}", seed)}
-    homes = {home: settings.split_subset(home) for home in names_in(Path("runs", profile))}
-    return {f"{profile}/{home}/{method}/seed{number}" for home, (name, number) in homes.items()
-            if name == plain and number != "N"}
+def beside(run, tables):
+    """{names} of the runs that these tables average this one with: seeds of a subset, or of one each."""
+    profile, cell, method, seed = run.split("/")
+    every, found = f"{settings.split_subset(cell)[0]}-dN", set()
+    if cell in tables:
+        names = names_in(Path("runs", profile, cell, method))
+        found |= {f"{profile}/{cell}/{method}/{name}" for name in names
+                  if re.fullmatch(f"seed{settings.SEED}", name)}
+    if every in tables and cell == settings.of_seed(every, seed.removeprefix("seed")):
+        subsets = {home: settings.split_subset(home) for home in names_in(Path("runs", profile))}
+        found |= {f"{profile}/{home}/{method}/seed{number}" for home, (plain, number) in subsets.items()
+                  if f"{plain}-dN" == every and number != "N"}
+    return found
 
 
 def names_in(folder):

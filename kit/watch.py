@@ -268,7 +268,7 @@ def main(command, gpus):
             try:
                 code = watched(command, folder, int(gpus or 0), lock, log)
             except SystemExit as stop:  # a signal before the stage was there
-                code = stop.code
+                code, log.began = stop.code, time.monotonic()
             code, said = code_of(code)
             log.close(f"{said} after {time.monotonic() - log.began:.1f} s, {clock()}")
             add_cost(folder, stage, took(log.began) | steps_of(folder) | {

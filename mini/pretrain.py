@@ -133,7 +133,7 @@ def windows(tokens, count, context, seed, step):
 def transitions(states, seed, temperature=1.0):
     """(M, M) float64: in row s, the probability of each state after s; and (M,), that of each first state."""
     numbers = np.random.default_rng((seed, 0)).random((states + 1, states)) / temperature
-    weights = np.exp(numbers - (numbers.max(1, keepdims=True) if temperature < 1 else 0))  # no overflow
+    weights = np.exp(numbers - (numbers.max(1, keepdims=True) if temperature < 0.01 else 0))  # no overflow
     probabilities = weights / weights.sum(1, keepdims=True)
     return probabilities[1:], probabilities[0]
 

@@ -146,8 +146,8 @@ def play_lacking(config, options, numbers, folder):
         pool.shutdown(wait=not signals.asked(), cancel_futures=True)
     if signals.asked():
         save_episodes(folder, made, new)
-        signals.leave(f"{len(episodes | new)} of {len(numbers)} episodes are kept"
-                      f"{', but --fresh plays all' if options.fresh else ''}", at_once=True)
+        but = ", but --fresh plays all" if options.fresh and not options.go_on else ""
+        signals.leave(f"{len(episodes | new)} of {len(numbers)} episodes are kept{but}", at_once=True)
     return episodes | new
 
 

@@ -29,7 +29,7 @@ from tasks import PROFILES, TASKS
 WIKITEXT = ("https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
             "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-raw-v1.zip")
 TAKES = ("TEXT= takes a text file in UTF-8, a Parquet file with a column text, a folder of either, "
-         "WikiText's zip, or a URL")
+         "WikiText's zip or what is in it, or a URL of a file")
 
 
 def prepare(args):

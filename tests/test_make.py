@@ -443,8 +443,10 @@ def test_videos_are_of_the_tasks_that_have_a_finished_run(kit):
     subset = kit.folder / "runs/mini/reacher2d-medium-0.1-d3/dt/seed3/final.safetensors"
     subset.parent.mkdir(parents=True)
     subset.touch()
-    assert "reacher2d-medium-0.1-d3/dt/seed3 --video" in kit(
-        "make", "-n", "videos", "SEEDS=3", "SUBSETS=seed").stdout
+    for words in (("SUBSETS=seed",), ("CELLS=reacher2d-medium-0.1-dN",), ("CELLS=reacher2d-medium-0.1-d3",)):
+        lines = kit("make", "-n", "videos", "SEEDS=3", *words).stdout
+        assert "reacher2d-medium-0.1-d3/dt/seed3 --video" in lines
+    assert "train.py" not in kit("make", "-n", "videos/mini/reacher2d-medium-1/dt/seed9.gif").stdout
     assert "pong-medium-1/bc/seed0 --video" in kit("make", "-n", "videos", "METHODS=bc").stdout
     said = kit("make", "videos", "PROFILE=paper").stdout.splitlines()
     assert len(said) == 9 and all("no finished run of PROFILE=paper" in line for line in said)
@@ -469,9 +471,9 @@ def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
 
 @pytest.mark.parametrize("wanted, said", [
     (("METHODS=nonsense", CELL), "nonsense"), (("hopper-medium-7",), "ratio"), (("mini-hopper",), "No rule"),
-    (("METHOD=bc", CELL), "METHOD= is nothing that is looked at"),
+    (("METHOD=bc", CELL), "METHOD= is no word of this Makefile"),
     (("all", "CELLS="), "CELLS= names no cell"), ((f"{CELL}/",), "is no cell"),
-    (("videos", "METHODS=lmo"), "no method 'lmo'"),
+    (("videos", "METHODS=lmo"), "no method 'lmo'"), (("videos", "PROFILE=mini paper"), "names two"),
     ((CELL, "ARGS=--help"), "ARGS= asks for help")])
 def test_wrong_requests_are_refused(kit, wanted, said):
     done = kit("make", *wanted, check=False)

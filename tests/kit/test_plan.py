@@ -120,6 +120,8 @@ def test_so_is_a_subset_and_what_is_in_other_tables_is_none_of_its_business(aske
         assert "-d1/lamo/seed1 steps is 4, not 1200, and a table does not mix runs" in refused(**words)
     with pytest.raises(SystemExit, match="steps is 4, not 1200"):
         plan([f"{CELL}-dN"], False, BLANK | {"SEEDS": "2"})  # another way to say it
+    with pytest.raises(SystemExit, match="lamo/seed3 steps is 4"):
+        plan([CELL, f"{CELL}-dN"], False, BLANK | {"SEEDS": "0 1"})  # both tables
     assert len(asked(SEEDS="0 1", SUBSETS="seed", REPLACE="1")) == 6
     folder.rename(folder.with_name("seed1.old"))
     assert len(asked(SEEDS="0 2", SUBSETS="seed")) == 6
@@ -160,7 +162,7 @@ def test_more_than_three_differences_are_three_and_more(refused, tmp_path):
     *(({"SEEDS": seed}, "is no seed") for seed in (
         "00", "01", "-1", "+1", "1.0", "٣", "²", "0/../seed1", "9" * 30, "$(id)")),
     ({"PROFILE": ""}, "PROFILE='' names none"), ({"PROFILE": "big"}, "no profile 'big'"),
-    ({"PROFILE": "mini paper"}, "no profile 'mini paper'"), ({"SUBSETS": "0"}, "SUBSETS=seed"),
+    ({"PROFILE": "mini paper"}, "names two"), ({"SUBSETS": "0"}, "SUBSETS=seed"),
     *(({name: "0"}, f"{name}='0' is not known; {name}=1") for name in ("REPLACE", "FRESH", "TENSORBOARD")),
     *(({name: word}, f"{name}='{word}' is no whole number in") for name in ("THREADS", "GPUS")
       for word in ("0", "abc", "-1", "1.5", "٣", "99999")),

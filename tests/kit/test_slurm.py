@@ -258,6 +258,11 @@ def test_data_that_are_queued_again_go_on_where_they_were(tmp_path, monkeypatch)
     assert slurm.once(command, path) == [*command, "--go_on"]
     os.utime(data.with_name(data.name + ".npz"))
     assert slurm.once(command, path) == command[:2]
+    held_out = data.with_name("reacher2d-medium-heldout.npz")
+    held_out.touch()
+    assert slurm.once(command, path) == command[:2]
+    os.utime(held_out, (1, 1))  # which the job has yet to play
+    assert slurm.once(command, path) == [*command, "--go_on"]
 
 
 @pytest.mark.parametrize("words, said", [

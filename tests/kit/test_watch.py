@@ -169,14 +169,17 @@ def test_each_run_gets_a_gpu_of_its_own(watched, visible, names):
 
 
 def test_the_wait_for_a_gpu_is_no_time_of_the_run(watched):
-    one = {"env": {"GPUS": "1"}}
-    first = watched("time.sleep(2.5)", name=RUN.replace("seed0", "seed1"), **one)
-    until(lambda: first.poll() is None and (watched.folder.with_name("seed1") / "running.json").exists())
+    one, name = {"env": {"GPUS": "1"}}, RUN.replace("seed0", "seed1")
+    other, go = watched.folder.with_name("seed1"), watched.folder.parents[4] / "go"
+    first = watched("while not os.path.exists('go'): time.sleep(0.02)", name=name, **one)
+    until(lambda: (other / "running.json").exists() and "gpu" in (other / "running.json").read_text())
     second = watched("print('quick')", **one)
+    until(lambda: (watched.folder / "log.txt").exists())
+    time.sleep(4)
+    go.touch()
     assert "quick" in second.communicate(timeout=60)[0]
     first.communicate(timeout=60)
-    assert cost(watched)["wall"] < 2 < json.loads(
-        (watched.folder.with_name("seed1") / "cost.json").read_text())["wall"]
+    assert cost(watched)["wall"] < 4 < json.loads((other / "cost.json").read_text())["wall"]
 
 
 def test_a_killed_run_frees_its_gpu_and_data_need_none(watched):
