@@ -139,6 +139,9 @@ def attention(module, query, key, value, mask, dropout=0.0, scaling=None, **rest
 
 # --- words -------------------------------------------------------------------------------------
 
+LOGITS = 2**24  # of a part
+
+
 def word_loss_in_parts(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of hidden states (T, H) against word ids (T,).
 
@@ -148,7 +151,7 @@ def word_loss_in_parts(head: nn.Module, hidden: torch.Tensor, targets: torch.Ten
     def summed(hidden, targets):
         return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
-    rows = max(1, 2**24 // head.weight.shape[0])
+    rows = max(1, LOGITS // head.weight.shape[0])
     if len(targets) <= rows:
         return summed(hidden, targets) / len(targets)
     return sum(checkpoint(summed, *part, use_reentrant=False)
