@@ -449,7 +449,7 @@ def test_results_say_what_differs_from_the_runs_name(evaluated):
 
 def test_wrong_runs_end_in_one_line(evaluated):
     line = one_line(evaluated("evaluate.py", "paper/hopper-medium-0.1/dt/seed7", check=False))
-    assert "train.py paper/hopper-medium-0.1/dt/seed7" in line and "make" in line
+    assert "make PROFILE=paper hopper-medium-0.1 METHODS=dt SEEDS=7" in line
     seed0, seed1 = (evaluated.folder / f"runs/paper/hopper-medium-0.1/dt/seed{n}" for n in (0, 1))
     good = (seed1 / "final.safetensors").read_bytes()
     (seed1 / "final.safetensors").write_bytes((seed0 / "final.safetensors").read_bytes())
@@ -479,7 +479,7 @@ def test_replications_of_everything_may_differ_in_their_episodes_and_in_nothing_
             for step, target, episode in episodes_of(config_of_it)]
         artifacts.write_csv(folder / "eval.csv", RESULT_COLUMNS, rows)
 
-    with pytest.raises(SystemExit, match="make pong-medium-0.1 SUBSETS=seed"):
+    with pytest.raises(SystemExit, match="make PROFILE=mini pong-medium-0.1 SUBSETS=seed"):
         collect("mini/pong-medium-0.1-dN")
     for seed, subset in ((0, 0), (1, 0), (1, 1), (2, 1), (10, 10), (3, 30)):
         finish(seed, subset)

@@ -52,7 +52,7 @@ def test_checkpoints_come_in_the_order_of_their_steps(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     for name in ("step-0100000", "step-0050000", "state"):
         (folder / f"{name}.safetensors").touch()
-    with pytest.raises(SystemExit, match="no finished run; make it: make hopper-medium-1, or: python train"):
+    with pytest.raises(SystemExit, match="no finished run; make it: make PROFILE=mini hopper-medium-1 "):
         artifacts.checkpoint_paths(run)
     (folder / "final.safetensors").touch()
     record = {"profile": "mini", "cell": "hopper-medium-1", "method": "lamo", "seed": 0, "eval_every": 50_000}
