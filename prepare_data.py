@@ -21,7 +21,7 @@ arrays that finished runs were trained on are replaced by others only with --rep
 --fresh makes a cell's file anew.
 
 What is played is kept as it goes: a call that was stopped or killed goes on at the episodes that it had
-reached, and ends in the same bytes. With --fresh it plays all of them, unless --go_on says otherwise.
+reached, and ends in the same bytes. With --fresh it plays all of them.
 """
 
 import os
@@ -39,7 +39,6 @@ OPTIONS.add_argument("--workers", type=settings.THREADS, default=os.cpu_count(),
 OPTIONS.add_argument("--timeout", type=settings.SECONDS, default=20.0, help="to wait for a server")
 OPTIONS.add_argument("--replace", action="store_true", help="other data than finished runs were trained on")
 OPTIONS.add_argument("--fresh", action="store_true", help="make a cell's file anew; replaces, too")
-OPTIONS.add_argument("--go_on", action="store_true", help="with --fresh: at what was played for it before")
 
 if __name__ == "__main__":
     signals.catch()

@@ -240,20 +240,10 @@ def element(path):
 
 
 def once(command, path):
-    """Without --fresh if this job has begun the run, or made the data, before it was queued again; with
-    --go_on behind it if it has begun to make them."""
-    run, data = Path("runs") / command[1], Path("data") / command[1]
-    kept = [data.with_name(f"{data.name}{ending}") for ending in (".npz", ".played")]
-    held_out = [file for file in data.parent.glob("*-heldout.npz")
-                if data.name.startswith(file.name.removesuffix("-heldout.npz"))]
-
-    def since(made):
-        return made.exists() and made.stat().st_mtime >= path.stat().st_mtime
-
-    if "--fresh" in command and (since(run / "config.json") or since(kept[0]) and all(map(since, held_out))):
+    """Without --fresh if this job has begun the run already, before it was queued again."""
+    config = Path("runs") / command[1] / "config.json"
+    if "--fresh" in command and config.exists() and config.stat().st_mtime >= path.stat().st_mtime:
         return [word for word in command if word != "--fresh"]
-    if "--fresh" in command and any(map(since, kept)):
-        return [*command, "--go_on"]
     return command
 
 

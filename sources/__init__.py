@@ -19,7 +19,7 @@ A source of episodes has three names, and a new one needs no more:
 config     kit.settings.configuration of any run of the cell
 where      the user's DATA=: a file, a folder or a URL; "" for the source's own
 options    subset_seed, workers (processes that roll out), timeout (seconds to wait for a server), fresh
-           (without what an earlier call has played), go_on (with it, all the same)
+           (without what an earlier call has played)
 """
 
 from typing import NamedTuple

@@ -115,7 +115,7 @@ def play_lacking(config, options, numbers, folder):
     """{number: columns} of these episodes: those that are kept in the folder, and those that lack, which are
     played in options.workers processes and kept there as they end. A signal ends the program; one line and
     exit if a process is killed: what has ended is kept."""
-    if options.fresh and not options.go_on and folder.exists():
+    if options.fresh and folder.exists():
         shutil.rmtree(folder)
     made = made_from(config, options) | {"code": code_digest()}
     kept = load_episodes(folder, made)
@@ -146,8 +146,8 @@ def play_lacking(config, options, numbers, folder):
         pool.shutdown(wait=not signals.asked(), cancel_futures=True)
     if signals.asked():
         save_episodes(folder, made, new)
-        but = ", but --fresh plays all" if options.fresh and not options.go_on else ""
-        signals.leave(f"{len(episodes | new)} of {len(numbers)} episodes are kept{but}", at_once=True)
+        signals.leave(f"{len(episodes | new)} of {len(numbers)} episodes are kept"
+                      f"{', but --fresh plays all' if options.fresh else ''}", at_once=True)
     return episodes | new
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from conftest import make_kit, one_line
 
-from kit import slurm
 from kit.watch import work_of
 
 # Every stage: what it was called with, and the files by which kit.plan knows that it is done.
@@ -242,27 +241,6 @@ def test_a_job_that_is_told_to_end_is_queued_again_unless_it_was_cancelled(clust
         cluster.run()
     trained = [words[1:-1] for words in cluster.ran() if words[0] == run]
     assert trained == [["--fresh"]] * 3 + [[]] * 3  # twice told to end; train, evaluate; train, evaluate
-
-
-def test_data_that_are_queued_again_go_on_where_they_were(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path, data = tmp_path / "job.jsonl", tmp_path / "data/mini/reacher2d-medium-0.1"
-    data.parent.mkdir(parents=True)
-    command = ["prepare_data.py", "mini/reacher2d-medium-0.1", "--fresh"]
-    for name in (".npz", ".played"):
-        data.with_name(data.name + name).mkdir()
-        os.utime(data.with_name(data.name + name), (1, 1))  # an older call's
-    path.touch()
-    assert slurm.once(command, path) == command
-    os.utime(data.with_name(data.name + ".played"))
-    assert slurm.once(command, path) == [*command, "--go_on"]
-    os.utime(data.with_name(data.name + ".npz"))
-    assert slurm.once(command, path) == command[:2]
-    held_out = data.with_name("reacher2d-medium-heldout.npz")
-    held_out.touch()
-    assert slurm.once(command, path) == command[:2]
-    os.utime(held_out, (1, 1))  # which the job has yet to play
-    assert slurm.once(command, path) == [*command, "--go_on"]
 
 
 @pytest.mark.parametrize("words, said", [

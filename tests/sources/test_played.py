@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch):
 
 def load(task, ratio, workers=1, seed=0, **changes):
     return played.load(CONFIGS[task] | {"ratio": ratio} | changes, "",
-                       SimpleNamespace(subset_seed=seed, workers=workers, timeout=1, fresh=True, go_on=False))
+                       SimpleNamespace(subset_seed=seed, workers=workers, timeout=1, fresh=True))
 
 
 def test_episodes_are_the_same_in_every_subset_and_number_of_processes():
@@ -46,7 +46,7 @@ def test_a_trained_player_names_its_data_by_its_weights(task, name):
     digest = hashlib.sha256((players.WEIGHTS / f"{CONFIGS[task]['player']}.npz").read_bytes()).hexdigest()
     assert (found.name, found.source, found.sha256) == (name, f"{CONFIGS[task]['player']}.npz", digest)
     paper = played.load(configuration("paper/reacher2d-medium-0.01/dt/seed0"), "",
-                        SimpleNamespace(subset_seed=0, workers=1, fresh=True, go_on=False))
+                        SimpleNamespace(subset_seed=0, workers=1, fresh=True))
     assert paper.name == "kit-reacher2d-ppo"
 
 
