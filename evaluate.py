@@ -27,6 +27,7 @@ data_score is that of the mean training episode; empty for DQN replay, which rec
 Letters: n episodes side by side, K context, S state, A action, H hidden.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -73,20 +74,29 @@ EPISODE_SEED = 1_000_000  # far from the seeds of the mini data
 def play(model, config, device, progress=None):
     """All target returns x episodes of one checkpoint, `at_once` of them side by side; baselines know no
     target, which then is None. Returns a list of (target_return, episode, return, length)."""
-    return [episode for batch in batches(model, config, device, progress) for episode in batch]
+    with environments(config) as envs:
+        return [episode for batch in batches(model, config, device, envs, progress) for episode in batch]
 
 
-def batches(model, config, device, progress=None, done=0):
+def jobs_of(config):
+    """[(target return, episode)] of a checkpoint."""
+    return [(target, episode) for target in config.get("target_returns", (None,))
+            for episode in range(config["episodes"])]
+
+
+@contextlib.contextmanager
+def environments(config):
+    """What is played side by side. One list for all checkpoints: a game or a kitchen takes long to load."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(make_env(config)) for _ in jobs_of(config)[:config["at_once"]]]
+
+
+def batches(model, config, device, envs, progress=None, done=0):
     """As play, but what was played side by side as soon as it has ended; the first `done` episodes, which
     end a batch, are left out."""
-    jobs = [(target, episode) for target in config.get("target_returns", (None,))
-            for episode in range(config["episodes"])]
-    envs = [make_env(config) for _ in jobs[:config["at_once"]]]
-    policy = Policy(model, config, device)
+    jobs, policy = jobs_of(config), Policy(model, config, device)
     for first in range(done, len(jobs), len(envs)):
         yield play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
-    for env in envs:
-        env.close()
 
 
 def play_together(policy, config, envs, jobs, progress):
@@ -195,9 +205,9 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
         if path.exists() and not rows:
             rows = load_rows(path, config, whole=path == done)
-    before, whole = len(rows), len(config.get("target_returns", (None,))) * config["episodes"]
+    before, whole = len(rows), len(jobs_of(config))
     written, heldout = artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, load_heldout(config)
-    with Progress(f"{run}: playing", 0, None, "environment step") as progress:
+    with environments(config) as envs, Progress(f"{run}: playing", 0, None, "environment step") as progress:
         for path in checkpoints:
             step = load_checkpoint(model, path, config)
             acting = merged(model, config)
@@ -207,7 +217,7 @@ def evaluate(run, device="auto", fresh=False, **overrides):
             if played == whole:
                 continue
             progress.note(checkpoint=f"{step:,}")
-            for episodes in batches(acting, config, device, progress, played):
+            for episodes in batches(acting, config, device, envs, progress, played):
                 rows += [row_of(config, step, *episode) | losses for episode in episodes]
                 artifacts.write_csv(part, written, rows)
                 # those to come will be as long

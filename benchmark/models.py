@@ -105,7 +105,7 @@ class Clock:
     def __init__(self):
         self.ends = []
 
-    def update(self, _):
+    def advance(self, _):
         self.ends.append(time.perf_counter())
 
 

@@ -64,6 +64,8 @@ def test_the_mini_profile_from_an_empty_folder_and_what_make_redoes(kit):
     kit("make", CELL, SHORT + " --lm_block 16 --lm_layers 0", "METHODS=lamo-lm0.1 bc")
     with open(folder / f"runs/mini/{CELL}/lamo-lm0.1/seed0/train.csv") as file:
         assert all(2 < float(row["language_loss"]) < 7 for row in csv.DictReader(file))
+    text, = (folder / "data/mini").glob("text-*.npz")
+    assert load_provenance(text)["lm"] == "mini" and load_provenance(text)["tokens"] > 100_000
 
 
 # --- a finished run is never lost to a changed word ----------------------------------------------
@@ -83,6 +85,13 @@ REACHER = "reacher2d-medium-0.1"
 def played(kit, finished):
     """Reacher2d's data, which take seconds to play, are there already."""
     shutil.copytree(finished.folder / "data", kit.folder / "data")
+
+
+@pytest.fixture
+def trained(kit, finished):
+    """All that is finished with SHORT, to be changed."""
+    for room in ("data", "runs", "results", "figures"):
+        shutil.copytree(finished.folder / room, kit.folder / room)
 
 
 @pytest.mark.parametrize("words, said", [
@@ -156,9 +165,8 @@ def test_another_lm_is_only_for_the_methods_that_name_none(finished):
     assert named == ["", "", "--lm 'mini-random'", ""] and plan.count("baselines.py") == 1
 
 
-@pytest.mark.usefixtures("played")
+@pytest.mark.usefixtures("trained")
 def test_replace_makes_anew_what_differs_and_nothing_else(kit):
-    kit("make", REACHER, SHORT)
     runs, before = f"runs/mini/{REACHER}", stamps(kit.folder)
     kit("make", REACHER, SHORT, "LM=mini-random", "REPLACE=1")
     new = changed(before, stamps(kit.folder))
@@ -185,9 +193,8 @@ def test_replace_makes_anew_what_differs_and_nothing_else(kit):
         before, stamps(kit.folder))
 
 
-@pytest.mark.usefixtures("played")
+@pytest.mark.usefixtures("trained")
 def test_settings_of_evaluation_only_evaluate_anew(kit):
-    kit("make", REACHER, SHORT, "METHODS=dt")
     before, run = stamps(kit.folder), f"runs/mini/{REACHER}/dt/seed0"
     for more in ("--episodes 3 --target_returns 50 9", "--episodes 3 --at_once 2"):
         out = kit("make", REACHER, f"{SHORT} {more}", "METHODS=dt").stdout
@@ -458,9 +465,8 @@ def test_tensorboard_is_only_an_option_of_training(kit):
     assert "--tensorboard" not in kit("make", "-n", CELL).stdout
 
 
-@pytest.mark.usefixtures("played")
+@pytest.mark.usefixtures("trained")
 def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
-    kit("make", REACHER, SHORT)
     kept = {path: path.read_bytes() for path in (kit.folder / "runs").rglob("*")
             if path.is_file() and path.name not in ("log.txt", "cost.json")}
     for path in kept:

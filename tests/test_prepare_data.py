@@ -647,13 +647,6 @@ def test_the_papers_language_model_needs_no_word(kit, tmp_path, tiny_gpt2):
     assert "tokens of one.txt" in out and load_provenance(texts(kit.folder)[0])["lm"] == "gpt2"
 
 
-def test_the_mini_profiles_text_is_pythons_own(kit):
-    out = kit("prepare_data.py", "mini/text").stdout
-    assert "tokens of python-3" in out
-    provenance = load_provenance(texts(kit.folder, "mini")[0])
-    assert provenance["lm"] == "mini" and provenance["tokens"] > 100_000
-
-
 def test_text_is_looked_at_before_the_tokenizer_is_loaded(prepare, words, monkeypatch):
     monkeypatch.setattr(prepare_data.text, "WIKITEXT", ("http://127.0.0.1:9/wikitext.zip",))
     line = refused(prepare, "paper/text", "--lm", "/no/such/lm", "--text", words / "nowhere.txt")

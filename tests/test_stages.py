@@ -50,7 +50,7 @@ def stages(tmp_path, monkeypatch, capsys):
             baseline = settings.is_baseline(method)
             changed = SETTINGS if baseline or lm == "mini" else SETTINGS | {"lm": lm}
             (baselines if baseline else train).train(f"{cell}/{method}/seed0", "cpu", **changed)
-            evaluate.evaluate(f"{cell}/{method}/seed0", "cpu")
+            evaluate.evaluate(f"{cell}/{method}/seed0", "cpu", episodes=1)
         evaluate.collect(cell)
         capsys.readouterr()
         plot.main(plot.OPTIONS.parse_args([cell]))

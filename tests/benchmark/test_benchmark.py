@@ -42,6 +42,21 @@ def test_useful_flops_are_those_of_the_models_that_are_measured(name, kind, laye
     assert (shape.num_hidden_layers, shape.hidden_size, config["batch_size"]) == (layers, width, 64)
 
 
+def test_a_repeat_of_playing_is_every_lock_step_with_a_full_context():
+    repeat, divisor = models.playing("float32", "dt", 2)
+    seconds = repeat()
+    assert len(seconds) == 5 and min(seconds) > 0 and divisor == -2 * 10  # environment steps of a sample
+
+
+@pytest.mark.parametrize("function, arguments", [
+    (models.training, {"kind": "dt", "before": 1}), (models.product, {"kind": "float32"}),
+    (commands.preparing, {"cell": "paper/hopper-medium-1", "rows": 1_000}),
+    (commands.start_up, {"program": "train.py"})])
+def test_what_prepares_a_row_can_repeat_it(function, arguments):
+    repeat, divisor = function("float32", **arguments)
+    assert repeat() is None and divisor  # its process takes the time
+
+
 def test_a_peer_computes_the_same_the_stock_way(monkeypatch):
     monkeypatch.setattr(models, "GPT2Config", partial(GPT2Config, n_layer=2, n_embd=32, n_head=2,
                                                       vocab_size=300))

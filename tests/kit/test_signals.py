@@ -10,19 +10,16 @@ from pathlib import Path
 import pytest
 from conftest import KIT
 
-import baselines
-import evaluate
-import prepare_data
-from kit import artifacts, settings
+from kit import artifacts
 
 CELL, RUN = "mini/reacher2d-medium-0.1", "mini/reacher2d-medium-0.1/bc/seed0"
-TOY = ("--steps", "600", "--eval_every", "300", "--log_every", "7", "--batch_size", "4", "--episodes", "8",
+TOY = ("--steps", "300", "--eval_every", "150", "--log_every", "7", "--batch_size", "4", "--episodes", "16",
        "--at_once", "2")
 NAMES = {signal.SIGTERM: ("SIGTERM", 143), signal.SIGINT: ("SIGINT", 130), signal.SIGHUP: ("SIGHUP", 129)}
 
 
-def start(folder, *command):
-    return subprocess.Popen([sys.executable, *command], cwd=folder, text=True, stdout=subprocess.PIPE,
+def start(folder, *command, python=sys.executable):
+    return subprocess.Popen([python, *command], cwd=folder, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"})
 
@@ -71,36 +68,33 @@ def test_a_signal_while_a_stage_is_loaded(kit, stage, number):
     assert not (kit.folder / "runs").exists() and not list(kit.folder.glob("data/**/*.npz"))
 
 
-def test_every_stage_stopped_and_asked_again_is_one_that_nobody_stopped(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    data, folder = Path(f"data/{CELL}.npz"), Path("runs") / RUN
-    process = start(tmp_path, KIT / "prepare_data.py", CELL, "--workers", "2")
+def test_every_stage_stopped_and_asked_again_is_one_that_nobody_stopped(kit):
+    data, folder = kit.folder / f"data/{CELL}.npz", kit.folder / "runs" / RUN
+    warm = kit.words(("baselines.py",))[0]
+    process = start(kit.folder, "prepare_data.py", CELL, "--workers", "2")
     wait_until(process, lambda: workers(process) == 2)
     stop(process, signal.SIGINT)
     assert not list(data.parent.glob("*.npz"))
-    prepare_data.prepare(prepare_data.OPTIONS.parse_args([CELL]))
+    kit("prepare_data.py", CELL)
 
-    toy = vars(settings.options("").parse_args([RUN, *TOY]))
-    baselines.train(**toy)
-    evaluate.evaluate(**toy)
+    kit("baselines.py", RUN, *TOY)
+    kit("evaluate.py", RUN, *TOY)
     once = files(folder)
     for path in folder.iterdir():
         path.unlink()
 
-    process = start(tmp_path, KIT / "baselines.py", RUN, *TOY)
+    process = start(kit.folder, "baselines.py", RUN, *TOY, python=warm)
     wait_until(process, (folder / "train.csv").exists)
     said = stop(process, signal.SIGTERM)
     _, metadata = artifacts.load_tensors(folder / "state.safetensors")
     assert f"the state of step {metadata['step']} is saved" in said and metadata["step"] >= 7
-    capsys.readouterr()
-    baselines.train(**toy)
-    assert f"resuming at step {metadata['step']};" in capsys.readouterr().out
+    assert f"resuming at step {metadata['step']};" in kit("baselines.py", RUN, *TOY).stdout
 
-    process = start(tmp_path, KIT / "evaluate.py", RUN, *TOY)
+    process = start(kit.folder, "evaluate.py", RUN, *TOY, python=warm)
     wait_until(process, lambda: rows(folder) >= 2)
     stop(process, signal.SIGTERM)
-    assert 2 <= rows(folder) < 16 and rows(folder) % 2 == 0 and "eval.csv" not in files(folder)
-    evaluate.evaluate(**toy)
+    assert 2 <= rows(folder) < 32 and rows(folder) % 2 == 0 and "eval.csv" not in files(folder)
+    kit("evaluate.py", RUN, *TOY)
     assert files(folder) == once
 
 
