@@ -27,7 +27,6 @@ data_score is that of the mean training episode; empty for DQN replay, which rec
 Letters: n episodes side by side, K context, S state, A action, H hidden.
 """
 
-import contextlib
 import copy
 import hashlib
 import json
@@ -74,29 +73,17 @@ EPISODE_SEED = 1_000_000  # far from the seeds of the mini data
 def play(model, config, device, progress=None):
     """All target returns x episodes of one checkpoint, `at_once` of them side by side; baselines know no
     target, which then is None. Returns a list of (target_return, episode, return, length)."""
-    with environments(config) as envs:
-        return [episode for batch in batches(model, config, device, envs, progress) for episode in batch]
+    (jobs, envs), policy = jobs_and_envs(config), Policy(model, config, device)
+    return [episode for first in range(0, len(jobs), len(envs))
+            for episode in play_together(policy, config, envs, jobs[first:first + len(envs)], progress)]
 
 
-def jobs_of(config):
-    """[(target return, episode)] of a checkpoint."""
-    return [(target, episode) for target in config.get("target_returns", (None,))
+def jobs_and_envs(config):
+    """[(target_return, episode)] of a checkpoint, and the environments of those side by side. A run takes the
+    same for all its checkpoints: a game or a kitchen takes 0.2 s to load."""
+    jobs = [(target, episode) for target in config.get("target_returns", (None,))
             for episode in range(config["episodes"])]
-
-
-@contextlib.contextmanager
-def environments(config):
-    """What is played side by side. One list for all checkpoints: a game or a kitchen takes long to load."""
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(make_env(config)) for _ in jobs_of(config)[:config["at_once"]]]
-
-
-def batches(model, config, device, envs, progress=None, done=0):
-    """As play, but what was played side by side as soon as it has ended; the first `done` episodes, which
-    end a batch, are left out."""
-    jobs, policy = jobs_of(config), Policy(model, config, device)
-    for first in range(done, len(jobs), len(envs)):
-        yield play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
+    return jobs, [make_env(config) for _ in jobs[:config["at_once"]]]
 
 
 def play_together(policy, config, envs, jobs, progress):
@@ -205,23 +192,22 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
         if path.exists() and not rows:
             rows = load_rows(path, config, whole=path == done)
-    before, whole = len(rows), len(jobs_of(config))
+    before, (jobs, envs) = len(rows), jobs_and_envs(config)
+    lacking = len(checkpoints) * len(jobs) - before
     written, heldout = artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, load_heldout(config)
-    with environments(config) as envs, Progress(f"{run}: playing", 0, None, "environment step") as progress:
+    with Progress(f"{run}: playing", 0, None, "environment step") as progress:
         for path in checkpoints:
             step = load_checkpoint(model, path, config)
             acting = merged(model, config)
-            losses = columns(acting, config, heldout, step, device)
+            policy, losses = Policy(acting, config, device), columns(acting, config, heldout, step, device)
             rows = [row | losses if int(row["step"]) == step else row for row in rows]
             played = sum(int(row["step"]) == step for row in rows)
-            if played == whole:
-                continue
             progress.note(checkpoint=f"{step:,}")
-            for episodes in batches(acting, config, device, envs, progress, played):
+            for first in range(played, len(jobs), len(envs)):
+                episodes = play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
                 rows += [row_of(config, step, *episode) | losses for episode in episodes]
                 artifacts.write_csv(part, written, rows)
-                # those to come will be as long
-                progress.expect(progress.done * (len(checkpoints) * whole - before) // (len(rows) - before))
+                progress.expect(progress.done * lacking // (len(rows) - before))  # the others will be as long
     # eval.json says how eval.csv was played, and another make may gather both at any moment: so it comes
     # first, beside no rows, or such as were played in the same way (set_aside)
     artifacts.write_json(folder / "eval.json", how | {"score_window": window})

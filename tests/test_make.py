@@ -193,8 +193,9 @@ def test_replace_makes_anew_what_differs_and_nothing_else(kit):
         before, stamps(kit.folder))
 
 
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("played")
 def test_settings_of_evaluation_only_evaluate_anew(kit):
+    kit("make", REACHER, SHORT, "METHODS=dt")
     before, run = stamps(kit.folder), f"runs/mini/{REACHER}/dt/seed0"
     for more in ("--episodes 3 --target_returns 50 9", "--episodes 3 --at_once 2"):
         out = kit("make", REACHER, f"{SHORT} {more}", "METHODS=dt").stdout
