@@ -399,7 +399,7 @@ def change(monkeypatch, what):
     elif what == "code":
         monkeypatch.setattr(played, "code_digest", lambda: "0" * 64)
     else:
-        value = {"horizon": 50, "minimum_return": -1.0}[what]
+        value = {"horizon": 90, "minimum_return": -1.0}[what]
         monkeypatch.setitem(tasks.TASKS["reacher2d-medium"], what, value)
 
 

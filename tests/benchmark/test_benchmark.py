@@ -49,7 +49,7 @@ def test_a_repeat_of_playing_is_every_lock_step_with_a_full_context():
 
 
 @pytest.mark.parametrize("function, arguments", [
-    (models.training, {"kind": "dt", "before": 1}), (models.product, {"kind": "float32"}),
+    (models.training, {"kind": "dt", "before": 1}), (models.sampling, {"rows": 1_000}),
     (commands.preparing, {"cell": "paper/hopper-medium-1", "rows": 1_000}),
     (commands.start_up, {"program": "train.py"})])
 def test_what_prepares_a_row_can_repeat_it(function, arguments):
