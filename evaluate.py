@@ -73,17 +73,16 @@ EPISODE_SEED = 1_000_000  # far from the seeds of the mini data
 def play(model, config, device, progress=None):
     """All target returns x episodes of one checkpoint, `at_once` of them side by side; baselines know no
     target, which then is None. Returns a list of (target_return, episode, return, length)."""
-    (jobs, envs), policy = jobs_and_envs(config), Policy(model, config, device)
-    return [episode for first in range(0, len(jobs), len(envs))
-            for episode in play_together(policy, config, envs, jobs[first:first + len(envs)], progress)]
+    jobs, policy, n = jobs_of(config), Policy(model, config, device), config["at_once"]
+    envs = [make_env(config) for _ in jobs[:n]]
+    return [episode for first in range(0, len(jobs), n)
+            for episode in play_together(policy, config, envs, jobs[first:first + n], progress)]
 
 
-def jobs_and_envs(config):
-    """[(target_return, episode)] of a checkpoint, and the environments of those side by side. A run takes the
-    same for all its checkpoints: a game or a kitchen takes 0.2 s to load."""
-    jobs = [(target, episode) for target in config.get("target_returns", (None,))
+def jobs_of(config):
+    """[(target_return, episode)] of a checkpoint."""
+    return [(target, episode) for target in config.get("target_returns", (None,))
             for episode in range(config["episodes"])]
-    return jobs, [make_env(config) for _ in jobs[:config["at_once"]]]
 
 
 def play_together(policy, config, envs, jobs, progress):
@@ -192,7 +191,7 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
         if path.exists() and not rows:
             rows = load_rows(path, config, whole=path == done)
-    before, (jobs, envs) = len(rows), jobs_and_envs(config)
+    before, jobs, n, envs = len(rows), jobs_of(config), config["at_once"], []
     lacking = len(checkpoints) * len(jobs) - before
     written, heldout = artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, load_heldout(config)
     with Progress(f"{run}: playing", 0, None, "environment step") as progress:
@@ -203,8 +202,9 @@ def evaluate(run, device="auto", fresh=False, **overrides):
             rows = [row | losses if int(row["step"]) == step else row for row in rows]
             played = sum(int(row["step"]) == step for row in rows)
             progress.note(checkpoint=f"{step:,}")
-            for first in range(played, len(jobs), len(envs)):
-                episodes = play_together(policy, config, envs, jobs[first:first + len(envs)], progress)
+            for first in range(played, len(jobs), n):
+                envs = envs or [make_env(config) for _ in jobs[:n]]  # once: a game takes 0.2 s to load
+                episodes = play_together(policy, config, envs, jobs[first:first + n], progress)
                 rows += [row_of(config, step, *episode) | losses for episode in episodes]
                 artifacts.write_csv(part, written, rows)
                 progress.expect(progress.done * lacking // (len(rows) - before))  # the others will be as long

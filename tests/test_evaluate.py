@@ -320,6 +320,16 @@ def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(eval
     assert (folder / "eval.csv").read_text() == whole
 
 
+def test_environments_are_made_once_a_run_and_only_to_play(evaluated, folder, monkeypatch):
+    monkeypatch.chdir(evaluated.folder)
+    made, make_env = [], evaluate.make_env
+    monkeypatch.setattr(evaluate, "make_env", lambda config: made.append(config) or make_env(config))
+    evaluate.evaluate(RUN, episodes=1)  # two checkpoints of two target returns
+    assert len(read(folder / "eval.csv")) == 4 and len(made) == 2
+    evaluate.evaluate(RUN, episodes=1, score_window=1)
+    assert len(made) == 2
+
+
 def test_killed_at_its_end_it_leaves_nothing_behind(evaluated, folder, monkeypatch):
     monkeypatch.chdir(evaluated.folder)
     whole = interrupted(folder)
