@@ -87,6 +87,10 @@ def load_rows(path, config, whole=True):
     """
     rows, own = artifacts.read_csv(path, artifacts.RESULT_COLUMNS), of_run(config)
     remedy = f"delete it and play the run again: python evaluate.py {settings.run_name(str(path.parent))}"
+    known = {*artifacts.RESULT_COLUMNS, *artifacts.LOSS_COLUMNS}
+    if more := next((name for row in rows[:1] for name in row if name not in known), None):
+        fail(f"{path} has a column {more}, which is none of the kit's; take it out, and seal the file "
+             f"again: python -m kit.seals {path}")
     if strange := next((name for row in rows for name in own if row[name] != own[name]), None):
         fail(f"{path} holds rows of another run: {strange} is not {own[strange]}; {remedy}")
     wanted = dict.fromkeys(episodes_of(config), 0)

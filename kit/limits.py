@@ -155,7 +155,12 @@ def safetensors_numbers(path):
         header = json.loads(file.read(length))
     if not isinstance(header, dict):
         raise ValueError(f"the header of {path.name} is no object")
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+    if any(number < 0 for shape in shapes for number in shape):
+        raise ValueError(f"the header of {path.name} claims a shape below 0")
+    total = sum(map(math.prod, shapes))
+    at_most(f"the header of {path.name} claims", total, 8 * size, "numbers")  # of a bit each
+    return total
 
 
 def model_size(claimed, place):

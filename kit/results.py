@@ -5,6 +5,7 @@
 """
 
 import csv
+import math
 from pathlib import Path
 
 import tasks
@@ -54,6 +55,8 @@ def load_file(path):
                 row[name] = int(row[name])
             for name in ("ratio", "return", "normalized_score"):
                 row[name] = float(row[name])
+                if not math.isfinite(row[name]):
+                    raise ValueError(f"{name} {row[name]}")
             row["data_score"], row["subset"] = float(row["data_score"] or "nan"), int(row.get("subset") or 0)
             # empty where there is nothing to measure
             for name in ("heldout_loss", "heldout_floor", "train_loss", "bits_per_byte", "heldout_decisions"):
@@ -72,7 +75,22 @@ def load_file(path):
             fail(f"{path} holds seeds of {row['method']} with different settings ({made[row['method']]}; "
                  f"{own}); move away the runs you do not want, then: python evaluate.py --collect "
                  f"{row['profile']}/{path.name.partition('.csv')[0]}")
+    check_episodes(path, rows)
     return rows
+
+
+def check_episodes(path, rows):
+    """One line and exit unless each seed of a method has each of the method's episodes once."""
+    played = {}
+    for row in rows:
+        episode = row["step"], row["target_return"], row["episode"]
+        played.setdefault(row["method"], {}).setdefault(row["seed"], []).append(episode)
+    for method, seeds in played.items():
+        every = set().union(*seeds.values())
+        for seed, own in seeds.items():
+            if len(own) != len(every) or {*own} != every:
+                fail(f"{path} holds an episode of {method}, seed {seed}, twice, or lacks one that another "
+                     "seed has; make it again")
 
 
 def data_score(rows):

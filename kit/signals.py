@@ -36,10 +36,13 @@ holding = False   # whether it waits
 
 def catch():
     """From here on, in this process; those that it forks end as any other program, or when this one does.
-    What the machine refuses is one line from here on, too."""
+    What the machine refuses is one line from here on, too, and what cannot be printed, as a file's name in
+    another encoding, is printed by its numbers."""
     global owner
     owner = os.getpid()
     sys.excepthook = in_one_line
+    if getattr(sys.stdout, "errors", None) == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     for number in NUMBERS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for what runs in the background
             signal.signal(number, note)

@@ -22,6 +22,7 @@ settings being an ablation's, there is no line.
 """
 
 import functools
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -324,7 +325,8 @@ def main(args):
     print(*report(found), sep="\n")
     for trouble in troubles + notes:
         print(f"not in it: {trouble}")
+    return bool(troubles)
 
 
 if __name__ == "__main__":
-    main(ARGS)
+    sys.exit(main(ARGS))

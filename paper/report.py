@@ -15,6 +15,7 @@ the top of the page, its cell is missing, and the command ends with 1.
 """
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def films_of(profile):
 def head_of(profile, cells, troubles, provenance):
     """What stands at the top: what the numbers are, how much of the grid they cover, what went wrong."""
     lines = [line for of_cell in cells.values() for line in of_cell.values()]
-    every = settings.cells()
+    every = tables.of_the_tables()
     costs = [cost_of(line) for line in lines]
     timed, wall, cpu = (sum(cost[name] for cost in costs) for name in ("runs", "wall", "cpu"))
     runs = sum(len(line["seeds"]) for line in lines)
@@ -84,7 +85,7 @@ def head_of(profile, cells, troubles, provenance):
         head.append(("warning", f"Settings that are not those of the runs' names: {'; '.join(changed)}"))
     head += [("warning", trouble) for trouble in troubles]
     took = f" {timed} took {wall / 3600:.1f} hours ({cpu / 3600:.1f} of CPU) together." if timed else ""
-    head.append(("about", f"{len({*every} & {*cells})} of the paper's {len(every)} cells have results, "
+    head.append(("about", f"{len(every & {*cells})} of the paper's {len(every)} cells have results, "
                           f"from {runs} runs of {len({line['method'] for line in lines})} methods.{took} "
                           f"{wary} of {len(lines)} rows of provenance have something to be wary of."))
     return head
@@ -92,7 +93,8 @@ def head_of(profile, cells, troubles, provenance):
 
 def main(args):
     profile, source = args.profile, args.results or Path("results", args.profile)
-    folder = Path("report", "-".join(source.parts[-2:]) if args.results else profile)
+    place = Path(os.path.abspath(source)).parts[1:]  # without the root
+    folder = Path("report", "-".join(place[-2:]) if args.results else profile)
     cells, troubles = gather(profile, source)
     notes = of_one_subset(source)
     if not cells and (troubles or not notes):

@@ -19,6 +19,7 @@ and left out when the next are taken.
 import functools
 import gzip
 import hashlib
+import json
 from pathlib import Path
 
 from kit import settings
@@ -76,13 +77,18 @@ def settings_path(cell):
     return FOLDER / f"{table_of(cell)}.json"
 
 
+def of_settings(cell):
+    """{method: the settings of its shipped rows}, as JSON gives them back."""
+    path = settings_path(cell)
+    return artifacts.read_json(path, f"restore it with git checkout, or delete {shipped_path(cell)}")
+
+
 def shipped_rows(cell):
     """The rows of a cell's runs that are as tasks.py has them now, as text; none where there is no file."""
     path = shipped_path(cell)
     if not path.exists():
         return []
-    told = artifacts.read_json(settings_path(cell), "restore it with git checkout")
-    asked = {method for method, config in told.items()
+    asked = {method for method, config in of_settings(cell).items()
              if not settings.changed(f"mini/{cell}/{method}/seed0", config)}
     return [row for row in artifacts.read_csv(path, COLUMNS) if row["method"] in asked]
 
@@ -138,12 +144,14 @@ def take():
         rows.sort(key=lambda row: (order.index(row["method"]), int(row["seed"])))  # stable
         rows = [{name: row[name] for name in COLUMNS} for row in rows]
         content = gzip.compress(artifacts.csv_text(COLUMNS, rows).encode("utf-8"), mtime=0)
+        made = json.loads(json.dumps({  # as it is read back
+            method: settings.configuration(f"mini/{cell}/{method}/seed0")
+            for method in dict.fromkeys(row["method"] for row in rows)}))
         path = shipped_path(cell)
-        if rows and not (path.exists() and path.read_bytes() == content):
-            artifacts.write_json(settings_path(cell), {
-                method: settings.configuration(f"mini/{cell}/{method}/seed0")
-                for method in dict.fromkeys(row["method"] for row in rows)})
+        if rows and not (path.exists() and path.read_bytes() == content and of_settings(cell) == made):
+            # the rows first: killed between the two, what is new counts as missing, and is taken again
             artifacts.write_whole(path, lambda part, content=content: part.write_bytes(content))
+            artifacts.write_json(settings_path(cell), made)
             print(f"{path}: {len(rows):,} rows of {len({(r['method'], r['seed']) for r in rows})} runs")
 
 

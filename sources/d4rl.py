@@ -20,7 +20,7 @@ from kit.envs import kitchen_done
 from kit.limits import plain_name
 from kit.seals import sha256
 from sources import Episodes, choose, episode_returns, hdf5, minari, others, take_episodes
-from sources.download import DOWNLOADS, download, given_file, is_url, on_server, url_folder
+from sources.download import DOWNLOADS, download, file_name, given_file, is_url, on_server, url_folder
 
 SETTINGS = ("env", "dataset", "max_timestep")
 # A mirror of every D4RL v2 file, under the same file names.
@@ -93,7 +93,7 @@ def find(config, where, timeout):
     url, name = original(config)
     if is_url(where):
         given = where if where.endswith(".hdf5") else f"{where.rstrip('/')}/{name}"
-        return download([given], url_folder(given) / given.rsplit("/", 1)[1], "", timeout, "check DATA=")
+        return download([given], url_folder(given) / file_name(given), "", timeout, "check DATA=")
     if where:
         path = given_file(where, names_of(config))
         if path is None:

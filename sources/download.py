@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import http.client
 import os
+import re
+import string
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,6 +27,11 @@ MAGIC = {".hdf5": b"\x89HDF\r\n\x1a\n", ".zip": b"PK", ".gz": b"\x1f\x8b", ".par
 
 def is_url(where):
     return where.startswith(("http://", "https://"))
+
+
+def file_name(url):
+    """What a user's URL is called here: the end of its path, as much as any file system takes."""
+    return url.partition("?")[0].partition("#")[0].rsplit("/", 1)[1][-60:] or "file"
 
 
 def given_file(where, names):
@@ -54,10 +61,10 @@ OPENER = urllib.request.build_opener(Redirects)
 def on_server(url, timeout):
     """False if the server answers that it has no such file."""
     try:
-        OPENER.open(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+        OPENER.open(urllib.request.Request(quoted(url), method="HEAD"), timeout=timeout).close()
     except urllib.error.HTTPError as error:
         return error.code != 404
-    except (OSError, http.client.HTTPException):
+    except (OSError, ValueError, http.client.HTTPException):
         pass  # the download will say it
     return True
 
@@ -97,10 +104,11 @@ def download(urls, path, digest, timeout, remedy):
             return path
         troubles = []
         for url in urls:
-            host = urllib.parse.urlsplit(url).netloc
+            host = url.split("/")[2]
             try:
                 fetch(url, path, timeout)
-            except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, broken connections
+            # URLError, timeouts, broken connections; ValueError of an address or a header that is none
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 is_answer = isinstance(error, urllib.error.HTTPError)
                 troubles.append(f"{host} ({error if is_answer else getattr(error, 'reason', error)})")
                 continue
@@ -123,21 +131,27 @@ def trouble_with(path, digest):
 
 
 def fetch(url, path, timeout):
-    """Download url to path, resuming path.part where an earlier attempt stopped."""
-    part = path.with_name(path.name + ".part")
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    """Download url to path, resuming path.part where an earlier attempt at the same file stopped."""
+    part, origin = path.with_name(path.name + ".part"), path.with_name(path.name + ".from")
+    have, version, whole = begun(part, origin, url)
+    headers = {"Range": f"bytes={have}-", "If-Range": version} if have else {}
     try:
-        response = OPENER.open(request, timeout=timeout)
+        response = OPENER.open(urllib.request.Request(quoted(url), headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code != 416:      # 416: the part is no prefix of the file, so start over
             raise
         part.unlink()
         return fetch(url, path, timeout)
     with response:
+        if have and response.status == 206 and not continues(response.headers, have, version, whole):
+            part.unlink()
+            return fetch(url, path, timeout)
         have = have if response.status == 206 else 0
         total = have + int(response.headers.get("Content-Length") or 0)
         too_large(part, total)
+        if not have:
+            part.unlink(missing_ok=True)  # before origin names another file than it was begun from
+            origin.write_text(f"{url}\n{version_of(response.headers)}\n{total}", encoding="utf-8")
         with open(part, "ab" if have else "wb") as file, \
                 tqdm(initial=have, total=total or None, unit="B", unit_scale=True, disable=None,
                      desc=path.name) as bar:
@@ -151,9 +165,38 @@ def fetch(url, path, timeout):
         raise OSError(f"the connection broke after {part.stat().st_size:,} of {total:,} bytes; "
                       "the same command resumes")
     os.replace(part, path)
+    origin.unlink(missing_ok=True)
+
+
+def begun(part, origin, url):
+    """(bytes, version, length) of what an earlier attempt at the same URL left. (0, "", "") if it left
+    nothing, or if its server names no version: then nobody knows whether the file is still the same."""
+    if part.exists() and origin.exists():
+        *known, version, whole = origin.read_text(encoding="utf-8").split("\n")
+        if known == [url] and version:
+            return part.stat().st_size, version, whole
+    return 0, "", ""
+
+
+def version_of(headers):
+    """What a server calls a file's content of today, as If-Range takes it; "" if it says nothing exact."""
+    etag = headers.get("ETag") or ""
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
+
+
+def continues(headers, have, version, whole):
+    """Whether the rest that a server sends begins where a part ends, and is of the same file."""
+    return (version_of(headers) in (version, "")
+            and re.fullmatch(rf"bytes {have}-\d+/{whole}", headers.get("Content-Range") or "") is not None)
+
+
+def quoted(url):
+    """A URL with what is no ASCII in it as servers expect it."""
+    return urllib.parse.quote(url, safe=string.punctuation)
 
 
 def too_large(part, size):
     if size > limits.DOWNLOAD:
         part.unlink(missing_ok=True)
+        part.with_suffix(".from").unlink(missing_ok=True)
         raise OSError(f"it is {size:,} bytes long, and the limit is {limits.DOWNLOAD:,}")

@@ -63,6 +63,8 @@ def column(file, path):
         if chunk > CHUNK or count > CHUNKS:
             raise ValueError(f"{path} lies in {count:,} pieces of {chunk:,} bytes, and the limits are "
                              f"{CHUNKS:,} and {CHUNK:,}")
+        if (stored := found.id.get_num_chunks()) != count:
+            raise ValueError(f"{path} lies in {count:,} pieces, and {stored:,} of them are stored")
     return found
 
 

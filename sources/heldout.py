@@ -34,9 +34,14 @@ def keep(config, source, options, found=None):
 
 def lost(config, source, options, old):
     """Of a file, whose provenance is `old`, what load() finds if its held-out episodes are not there, though
-    it has some: whoever wrote it may have been killed before. None if nothing is lost."""
+    it has some, or are still those of data before it: whoever wrote it may have been killed between the two.
+    None if nothing is lost."""
     path = heldout_path(f"{config['profile']}/{config['cell']}")
-    if source is played or path.exists() or len(old["episodes"]) == old["total_episodes"]:
+    if source is played:
+        return None
+    if path.exists() and not beside(load_provenance(path), old):
+        path.unlink()
+    if path.exists() or len(old["episodes"]) == old["total_episodes"]:
         return None
     if old["given"] and not options.data:
         print(f"{path} is not there, and {old['data']} was given: held-out losses stay empty without DATA=")
@@ -46,6 +51,11 @@ def lost(config, source, options, old):
         fail(f"{path} is not there, and {old['data']} is no longer what the cell was made of; make both: "
              "--replace (REPLACE=1)")
     return found
+
+
+def beside(heldout, cell):
+    """Whether held-out episodes are of a cell's data, and none of its own; of their provenances."""
+    return heldout["data"] == cell["data"] and not {*heldout["episodes"]} & {*cell["episodes"]}
 
 
 def keep_of_player(config, options):

@@ -39,10 +39,14 @@ def read(path, file, config):
         seen, actions, rewards, terminals = (found[f"episode_{number}/{part}"][()] for part in parts)
         rewards, terminals = rewards.reshape(-1), terminals.reshape(-1)
         T = len(actions)
+        if not T:
+            fail(f"{path}: episode_{number} has no actions; get the file again")
         if (seen.shape, actions.shape, len(rewards), len(terminals)) != ((T + 1, 59), (T, 9), T, T):
             fail(f"{path}: episode_{number} has {T} actions of shape {actions.shape[1:]} beside observations "
                  f"of shape {seen.shape} and {len(rewards)} rewards; it is damaged or another environment's")
-        if not all(np.isfinite(array).all() for array in (seen, actions, rewards)):
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+            finite = [np.isfinite(array.astype(np.float32)).all() for array in (seen, actions, rewards)]
+        if not all(finite):
             fail(f"{path}: episode_{number} holds numbers that are not finite; get the file again")
         seen = kitchen_observation(seen).astype(np.float32)  # (T + 1, 60)
         for name, column in zip(columns, (seen[:-1], actions, rewards, terminals, seen[-1:]), strict=True):

@@ -13,6 +13,7 @@ import hashlib
 import sys
 import sysconfig
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from kit.artifacts import first_words, load_provenance, save_arrays, text_path
 from kit.language_models import is_panic, load_tokenizer, tokenizer_digest
 from kit.seals import remove_leftovers
 from kit.settings import configuration
-from sources.download import DOWNLOADS, download, is_url, locked, url_folder
+from sources.download import DOWNLOADS, download, file_name, is_url, locked, url_folder
 from tasks import PROFILES, TASKS
 
 WIKITEXT = ("https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
@@ -74,11 +75,13 @@ def read(where, profile, timeout):
     if not where or is_url(where):
         urls = [where] if where else WIKITEXT
         folder = url_folder(where) if where else DOWNLOADS
-        path = download(urls, folder / urls[0].rsplit("/", 1)[1], "", timeout,
+        path = download(urls, folder / file_name(urls[0]), "", timeout,
                         f"pass TEXT=/path/to/wiki.train.raw (--text), or another text; {TAKES}")
     else:
         path = Path(where)
     files = files_of(path)
+    if len(files) > 1 and (size := sum(file.stat().st_size for file in files)) > limits.TEXT:
+        fail(f"{path} holds {size:,} bytes of text, and the limit is {limits.TEXT:,}; {TAKES}")
     text = ("" if files[0].suffix == ".parquet" else "\n\n").join(map(read_file, files))
     if not text or text.isspace():
         fail(f"{path} holds no text; {TAKES}")
@@ -110,7 +113,8 @@ def read_file(path):
                     raise ValueError("it holds no train.raw")
                 return archive.read(member).decode("utf-8")
         return path.read_text(encoding="utf-8")
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:  # also Arrow's
+    except (OSError, ValueError, KeyError, AttributeError, EOFError, RuntimeError, zlib.error,
+            zipfile.BadZipFile) as error:  # also Arrow's
         fail(f"{path} is no readable text ({type(error).__name__}: {first_words(error)}); {TAKES}")
 
 

@@ -294,6 +294,15 @@ def test_an_older_kits_rows_are_sealed_by_command_and_filled_in_without_playing(
     assert (folder / "eval.csv").read_text() == marked
 
 
+def test_a_column_of_somebodys_own_is_one_line(evaluated, folder):
+    lines = [line.rpartition(",")[0] for line in (folder / "eval.csv").read_text().splitlines()]
+    (folder / "eval.csv").write_text("".join(f"{line},note\n" for line in lines))
+    seals.seal(folder / "eval.csv")
+    for words in (("--collect", "paper/hopper-medium-0.1"), (RUN, "--episodes", "2")):
+        line = one_line(evaluated("evaluate.py", *words, check=False))
+        assert "has a column note, which is none of the kit's" in line and "python -m kit.seals" in line
+
+
 def test_a_table_never_mixes_held_out_episodes(evaluated, folder):
     rows = (folder / "eval.csv").read_text()
     known = read(folder / "eval.csv")[0]["heldout_data"]

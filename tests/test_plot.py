@@ -273,6 +273,18 @@ def test_damaged_results_end_in_one_line(plotted, monkeypatch):
     assert "hopper-medium-0.01.csv" in one_line(plotted("plot.py", CELL, check=False))
 
 
+def test_each_seed_has_each_episode_once(plotted, monkeypatch):
+    monkeypatch.chdir(plotted.folder)
+    for rows, said in ((plotted.rows + plotted.rows[:1], "lamo, seed 0, twice"),
+                       (plotted.rows + make_rows({500: [1.0]}, seed=1, score_window=3), "lamo, seed 1,"),
+                       ([plotted.rows[0] | {"normalized_score": "nan"}, *plotted.rows[1:]], "score nan"),
+                       ([plotted.rows[0] | {"return": "inf"}, *plotted.rows[1:]], "return inf")):
+        write(plotted, rows)
+        with pytest.raises(SystemExit, match=said) as stop:
+            plot.load_results(CELL)
+        assert "hopper-medium-0.01.csv" in str(stop.value) and "\n" not in str(stop.value)
+
+
 @pytest.mark.parametrize("other", [{"changed": "steps=6"}, {"score_window": 2}])
 def test_seeds_with_different_settings_are_refused_in_one_line(plotted, other):
     write(plotted, plotted.rows + make_rows({500: [1.0]}, seed=1, **{"score_window": 3} | other))

@@ -113,13 +113,20 @@ def damaged_model(model, name, content):
     return str(model.folder)
 
 
+def tensor_of(shape):
+    """A safetensors file of one number, whose header claims a shape."""
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    return struct.pack("<Q", len(header)) + header + b"1234"
+
+
 @pytest.mark.parametrize("name, content, said", [
     ("config.json", b"[" * 200_000, "can be used"), ("config.json", b"[]", "is no object"),
     ("config.json", os.mkfifo, "is no regular file"), ("model.safetensors", os.mkfifo, "is no regular file"),
     ("model.safetensors", struct.pack("<Q", 2**40) + b"{}", "header of 1,099,511,627,776"),
     ("model.safetensors", struct.pack("<Q", 2) + b"[]", "is no object"),
-    ("model.safetensors", struct.pack("<Q", 73) + b'{"x": {"dtype": "F32", "shape": [99999999, 9999], '
-     b'"data_offsets": [0, 4]}}'.ljust(73) + b"1234", "does not hold")])
+    ("model.safetensors", tensor_of([99999999, 9999]), "claims 999,899,990,001"),
+    ("model.safetensors", tensor_of([-9, -9]), "claims a shape below 0"),
+    ("model.safetensors", tensor_of([1]), "does not hold")])
 def test_a_model_whose_files_are_none(model, name, content, said):
     refused(said, load_language_model, damaged_model(model, name, content), 0.0)
 
@@ -227,6 +234,7 @@ HDF5 = {
     "440 GB": (claims((10**10, 11), 1000), "claims .*440,000,000,000 bytes, and the limit is 1,073,741,824"),
     "fill values": (claims((20_000_000, 11), 1000), "nothing of it is stored"),
     "chunks": (claims((2_000_000, 11), 1, stored=True), "lies in 2,000,000 pieces of 44 bytes"),
+    "a part": (claims((1000, 11), 100, stored=True), "lies in 10 pieces, and 1 of them are stored"),
     "compound": (lambda file, name: file.create_dataset(name, (9,), [("a", "f4"), ("b", "f8")]), "no array"),
     "strings": (lambda file, name: file.create_dataset(name, (9,), h5py.string_dtype()), "no array of"),
     "scalar": (lambda file, name: file.create_dataset(name, data=1.0), "damaged|shape"),

@@ -6,6 +6,7 @@ import csv
 import html.parser
 import itertools
 import math
+import os
 import re
 import shutil
 import statistics
@@ -310,6 +311,10 @@ def test_a_folders_name_may_hold_dots(tmp_path, monkeypatch):
     shutil.copytree(SYNTHETIC / "paper", "old/v1.2")
     report.main(report.OPTIONS.parse_args(["paper", "--results", "old/v1.2"]))
     assert Path("report/old-v1.2.html").exists() and Path("report/old-v1.2.md").exists()
+    # never in the root of the file system, nor called by a dot
+    monkeypatch.setattr(os.path, "abspath", lambda path: f"/{Path(path).name}")
+    report.main(report.OPTIONS.parse_args(["paper", "--results", "old/v1.2"]))
+    assert Path("report/v1.2.html").exists()
 
 
 def test_cells_outside_of_the_papers_tables(tmp_path):
@@ -319,6 +324,17 @@ def test_cells_outside_of_the_papers_tables(tmp_path):
     page = Page(write_report(tmp_path)[0])
     other = rows_of(page, "other")
     assert other[0][:2] == [["hopper-medium"], ["0.2"]] and other[1][0] == ["average"]
+
+
+def test_a_cell_that_others_published_is_beside_the_papers_tables(tmp_path, monkeypatch):
+    more = {"task": "hopper-medium", "ratio": 0.2, "method": "lamo", "mean": 29.4, "std": None, "table": "8"}
+    monkeypatch.setattr(tables, "published", lambda: [*published(), more])
+    rows = artifacts.read_csv(SYNTHETIC / "paper/hopper-medium-1.csv", ("profile",))
+    artifacts.write_csv(tmp_path / "results/paper/hopper-medium-0.2.csv", tuple(rows[0]),
+                        [row | {"ratio": "0.2"} for row in rows])
+    text = write_report(tmp_path)[0]
+    assert any("29.4" in line for line in rows_of(Page(text), "other")[0][2])
+    assert re.search("0 of the paper\\S+ 27 cells have results", text)
 
 
 def test_a_damaged_file_is_named_and_hides_nothing_else(tmp_path):

@@ -101,6 +101,22 @@ def test_rows_are_shipped_with_what_made_them_and_stay(there, capsys):
     assert not troubles and line["records"][0]["code"] == "def" and line["records"][1]["code"] == "abc"
 
 
+def test_a_kill_between_rows_and_settings_makes_no_row_current(there, monkeypatch):
+    there("dt", [40, 41])
+    run("--take")
+    assert not any("dt" in line and "SEEDS=0" in line for line in missing() if line.startswith(f"{CELL} "))
+    monkeypatch.setitem(METHODS, "dt", METHODS["dt"] | {"mini": {"lr": 7e-3}})  # what is shipped is of others
+    artifacts.results_path(f"mini/{CELL}-dN").unlink()
+    there("dt", [42])
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run("--take")
+    assert not shipped.shipped_rows(CELL)
+    run("--take")
+    assert {row["seed"] for row in shipped.shipped_rows(CELL)} == {"0"}
+
+
 @pytest.mark.parametrize("other", [{"last": 100_000}, {"last": 600}, {"lr": 7e-3}])
 def test_runs_of_other_settings_are_not_shipped(other, there, capsys):
     there("lamo", [40, 41])

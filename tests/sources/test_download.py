@@ -16,9 +16,10 @@ from sources import download
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `content` with Range support and breaks the connection after `patience` bytes."""
+    """Serves `content`, its `version` with it, with Range support, and breaks the connection after `patience`
+    bytes. An obstinate one knows Range, and not If-Range."""
 
-    content, patience, requests = b"", None, []
+    content, patience, version, obstinate, requests = b"", None, '"1"', False, []
 
     def do_GET(self):
         start = 0
@@ -29,7 +30,13 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_error(416)
             return
         body = self.content[start:]
+        if self.headers.get("If-Range") not in (None, self.version) and not self.obstinate:
+            start, body = 0, self.content
         self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+        if self.version:
+            self.send_header("ETag", self.version)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[:self.patience] if self.patience else body)
@@ -61,6 +68,50 @@ def test_a_broken_download_is_resumed(tmp_path, server):
     assert get() == path and path.read_bytes() == server.content
     assert server.requests == [0, 100_000, 200_000]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("version, change", [
+    ('"1"', {"version": '"2"'}), ('"1"', {"version": '"2"', "obstinate": True}),
+    ('"1"', {"content": b"b" * 300_001, "obstinate": True}), (None, {}), ('W/"1"', {})])
+def test_a_part_is_never_joined_with_another_file(tmp_path, server, version, change):
+    server.content, server.patience, server.version = b"a" * 300_000, 100_000, version
+    with pytest.raises(SystemExit, match="resumes"):
+        download.download([server.url], tmp_path / "file.bin", "", 5, "remedy")
+    server.content, server.patience = b"b" * 300_000, None
+    for name, value in change.items():
+        setattr(server, name, value)
+    path = download.download([server.url], tmp_path / "file.bin", "", 5, "remedy")
+    assert path.read_bytes() == server.content and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_part_of_one_mirror_is_not_continued_from_another(tmp_path, server):
+    server.content, server.patience = b"a" * 300_000, 100_000
+    other = server.url.replace("file.bin", "mirror/file.bin")
+    with pytest.raises(SystemExit, match="resumes"):
+        download.download([server.url], tmp_path / "file.bin", "", 5, "remedy")
+    server.patience = None
+    download.download([other], tmp_path / "file.bin", "", 5, "remedy")
+    assert server.requests == [0, 0]
+
+
+@pytest.mark.parametrize("url", ["http://[::1/x.hdf5", "http://a..b/x.hdf5", "http://localhost:9/donn\u00e9es.hdf5",
+                                 "http://localhost:9/" + "n" * 300, "http://localhost:9/x?" + "n" * 300,
+                                 "http://localhost:nine/x", "http://localhost:9/\udcff"])
+def test_an_address_that_is_none_is_one_line(tmp_path, url):
+    with pytest.raises(SystemExit, match="could not download"):
+        download.download([url], tmp_path / download.file_name(url), "", 5, "remedy")
+    assert download.on_server(url, 5) and not list(tmp_path.iterdir())
+
+
+def test_names_of_urls():
+    assert download.file_name("https://a/b/train.txt?X-Amz-Signature=1/2#3") == "train.txt"
+    assert download.file_name("https://a/b/") == "file"
+
+
+def test_what_is_no_ascii_in_a_url_is_asked_for_as_servers_expect_it(tmp_path, server):
+    server.content = b"x" * 1000
+    url = server.url.replace("file.bin", "donn\u00e9es.bin")
+    assert download.download([url], tmp_path / "f.bin", "", 5, "remedy").read_bytes() == server.content
 
 
 def test_a_wrong_checksum_never_reaches_the_final_path(tmp_path, server):

@@ -96,6 +96,12 @@ def test_a_file_gives_what_the_cell_leaves_out(folder, capsys):
     assert not path.exists() and "held-out losses stay empty without DATA=" in capsys.readouterr().out
     prepare("paper/hopper-medium-0.1", "--data", folder / "given.hdf5")
     assert path.read_bytes() == whole
+    # or have left those of data before it
+    write_d4rl(folder / "third.hdf5", d4rl_arrays(episodes=60, seed=2)[0])
+    prepare("paper/hopper-medium-0.1", "--data", folder / "third.hdf5")
+    path.write_bytes(whole)
+    prepare("paper/hopper-medium-0.1", "--data", folder / "third.hdf5")
+    assert artifacts.load_provenance(path)["data"].startswith("third.hdf5@")
     # another file that is held out from a cell goes with the data that replace it
     write_d4rl(folder / "other.hdf5", d4rl_arrays(episodes=9, seed=1)[0])
     prepare("paper/hopper-medium-0.1", "--data", folder / "other.hdf5")

@@ -65,6 +65,9 @@ def test_minaris_kitchen_is_read_and_named_as_such(tmp_path):
     (lambda c: c.update({"observations/observation": c["observations/observation"][:-1]}), "damaged"),
     (lambda c: c.update({"observations/observation": c["observations/observation"][:, :40]}), "another env"),
     (lambda c: c["actions"].__setitem__((2, 3), np.nan), "not finite"),
+    (lambda c: c["actions"].__setitem__((2, 3), 1e300), "not finite"),
+    (lambda c: c.update({name: column[:1 if "observation" in name else 0] for name, column in c.items()}),
+     "episode_1 has no actions"),
     (lambda c: c.pop("rewards"), "damaged")])
 def test_a_damaged_minari_file_ends_in_one_line(tmp_path, damage, said):
     minari_file(tmp_path / "main_data.hdf5", damage)

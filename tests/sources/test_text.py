@@ -11,6 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from kit import limits
 from sources import text
 
 LATIN = "Größe und Maß\n".encode("latin-1")
@@ -77,6 +78,23 @@ def bad_zip(path):
         archive.writestr("wiki.train.raw", LATIN)
 
 
+def damaged_zip(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("wiki.train.raw", "words " * 1000)
+        start = archive.infolist()[0].header_offset + 30 + len("wiki.train.raw")
+    content = bytearray(path.read_bytes())
+    content[start:start + 4] = b"\xff" * 4
+    path.write_bytes(content)
+
+
+def zip_that_claims(path, **claims):
+    """As an archive says of its member: encrypted (flag 1), or packed in a way that nobody reads (9)."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("wiki.train.raw", "words")
+        for name, value in claims.items():
+            setattr(archive.infolist()[0], name, value)
+
+
 def other_zip(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme", b"")
@@ -87,6 +105,9 @@ def other_zip(path):
     ("bytes.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), "no readable text"),
     ("latin.zip", bad_zip, "UnicodeDecodeError"), ("other.zip", other_zip, "no train.raw"),
     ("broken.zip", lambda path: path.write_bytes(b"PK\x03\x04"), "BadZipFile"),
+    ("damaged.zip", damaged_zip, "no readable text"),
+    ("secret.zip", lambda path: zip_that_claims(path, flag_bits=1), "no readable text"),
+    ("packed.zip", lambda path: zip_that_claims(path, compress_type=9), "no readable text"),
     ("empty.txt", lambda path: path.write_text(" \n"), "holds no text"),
     ("folder", lambda path: path.mkdir(), "holds no .txt, .parquet or train.raw file"),
     ("nowhere.txt", lambda path: None, "FileNotFoundError"),
@@ -99,6 +120,14 @@ def test_what_is_no_text_ends_in_one_line(tmp_path, name, write, said):
         text.read(str(tmp_path / name), "paper", 1)
     line = str(stop.value)
     assert str(tmp_path / name) in line and "TEXT= takes" in line and "\n" not in line
+
+
+def test_the_limit_is_of_all_files_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "TEXT", 100)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("w" * 60)
+    with pytest.raises(SystemExit, match="holds 120 bytes of text, and the limit is 100"):
+        text.read(str(tmp_path), "paper", 1)
 
 
 def test_the_file_of_a_folder_that_is_no_text_is_named(tmp_path):
