@@ -10,9 +10,9 @@ writes  runs/PROFILE/CELL/METHOD/seedN/: config.json, train.csv, checkpoints of 
 The run's name determines every setting (tasks.py); each can be overridden on the command line, and
 config.json says so. A run that is finished is left alone; one with other settings is refused, unless
 --replace. One that was killed goes on from its state, which is saved every state_every minutes, at every
-checkpoint, and at SIGTERM, SIGINT and SIGHUP. Batches and dropout depend on (seed, step) alone, so a
-resumed run writes the same bytes as one that was never killed, and equal seeds give equal bytes on the
-same machine with the same number of threads.
+checkpoint, and at SIGTERM, SIGINT and SIGHUP. Batches and dropout depend on (seed, step) alone, so on a
+CPU a resumed run writes the same bytes as one that was never killed, and equal seeds give equal bytes on
+the same machine with the same number of threads.
 
 Letters: B batch, K context, N rows of the dataset, S state, A action, T tokens of text.
 """

@@ -28,14 +28,16 @@ def export_peft(model: nn.Module, folder, base: nn.Module, name: str = "") -> No
     """
     layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoRA)}
     first = next(iter(layers.values()))
-    biases = first.base.bias is not None
+    moved = {path: layer.base.bias - base.get_submodule(path).bias for path, layer in layers.items()
+             if layer.base.bias is not None}
+    biases = any(difference.any() for difference in moved.values())  # Atari's stay frozen
     tensors = {}
     for path, layer in layers.items():
         key = f"base_model.model.{path}"
         tensors[f"{key}.lora_A.weight"] = layer.lora_A
         tensors[f"{key}.lora_B.weight"] = layer.wide_B()
         if biases:
-            tensors[f"{key}.lora_B.bias"] = (layer.base.bias - base.get_submodule(path).bias) / layer.scale
+            tensors[f"{key}.lora_B.bias"] = moved[path] / layer.scale
     rank = first.lora_A.shape[0]
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name, "r": rank,
               "lora_alpha": first.scale * rank, "lora_dropout": first.dropout.p, "bias": "none",

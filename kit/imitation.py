@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from kit import artifacts, fail, runs, seals
 from kit.artifacts import first_words
-from kit.language_models import check_words, load_tokenizer
+from kit.language_models import is_panic, load_tokenizer, reach_of
 from train import training_arrays, windows
 
 STEPS = 1024  # in a forward pass
@@ -75,7 +75,7 @@ def columns(model, config, found, step, device="cpu"):
         known |= {"heldout_loss": f"{loss_of(predicted, actions, config):.6g}",
                   "heldout_episodes": len(provenance["episodes"]), "heldout_data": provenance["sha256"][:8],
                   "heldout_floor": "" if floor is None else f"{floor:.6g}"}
-    if config["kind"] == "sequence" and config["trunk"] != "dt" and prose(config["lm"]) is not None:
+    if config["kind"] == "sequence" and config["trunk"] != "dt" and prose_of(model, config) is not None:
         known["bits_per_byte"] = f"{bits_per_byte(model, config, device):.6g}"
     return known
 
@@ -147,21 +147,28 @@ def bits_per_byte(model, config, device="cpu"):
     """Code length of the prose under a model's trunk as it is now, in float32, in bits per byte, by windows
     of as many tokens as the trunk reads at once, at most those of training's text. The first token of a
     window is given and not coded, 0.4 % of all in windows of 256, so that equal windows compare."""
-    ids, size = prose(config["lm"])
+    ids, size = prose_of(model, config)
     trunk = model.to(device).eval().trunk
-    check_words(trunk, ids, config["lm"])
-    block = min(config["lm_block"], getattr(trunk.config, "max_position_embeddings", config["lm_block"]))
+    block = min(config["lm_block"], getattr(trunk.config, "max_position_embeddings", config["lm_block"]),
+                reach_of(trunk) or config["lm_block"])
+    positions = config["pixels"] or not config["released"]  # the released Kitchen's text has none
     precise, model.bf16 = model.bf16, False
-    nats = sum(model.language_loss(part[None].to(device), positions=not config["released"]).item()
+    nats = sum(model.language_loss(part[None].to(device), positions=positions).item()
                * (len(part) - 1) for part in torch.tensor(ids).split(block) if len(part) > 1)
     model.bf16 = precise
     return nats / math.log(2) / size
 
 
+def prose_of(model, config):
+    """`prose` for a model."""
+    return prose(config["lm"], model.trunk.get_input_embeddings().num_embeddings)
+
+
 @functools.cache
-def prose(lm):
+def prose(lm, words):
     """(token ids, bytes) of the beginning of the prose that no shipped model has seen; None, and a line that
-    says so, for a language model without a tokenizer, which trajectories do without."""
+    says so, for a language model of so many words without a tokenizer of its own, which trajectories do
+    without."""
     try:
         seals.check_list(PROSE.parent, PROSE.name)
     except (OSError, ValueError) as error:
@@ -170,9 +177,15 @@ def prose(lm):
     try:
         tokenizer = load_tokenizer(lm)
         ids = tokenizer(text, verbose=False)["input_ids"]
-        if "".join(tokenizer.decode(ids, skip_special_tokens=True).split()) == "".join(text.split()):
+        if max(ids, default=0) >= words:
+            why = f"it says token {max(ids):,}, and the model embeds {words:,}"
+        elif "".join(tokenizer.decode(ids, skip_special_tokens=True).split()) == "".join(text.split()):
             return ids, len(text.encode())
     except SystemExit as stop:
         why = stop.code
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        why = first_words(error)
     print(f"bits_per_byte stays empty, for want of {lm}'s tokenizer: {why}")
     return None

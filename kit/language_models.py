@@ -141,7 +141,10 @@ def check_folder(place):
 # --- loaded ------------------------------------------------------------------------------------
 
 def load_tokenizer(name: str):
-    return from_hub(AutoTokenizer, name)
+    tokenizer = from_hub(AutoTokenizer, name)
+    if {*tokenizer.get_vocab()} <= {*tokenizer.get_added_vocab()}:  # transformers makes up an empty one
+        fail(f"{name} has no tokenizer; put its tokenizer.json beside its weights")
+    return tokenizer
 
 
 def load_language_model(name: str, dropout: float, random: bool = False, layers: int = 0,
@@ -162,6 +165,9 @@ def load_language_model(name: str, dropout: float, random: bool = False, layers:
             setattr(config, place, dropout)
     if getattr(config, "activation_function", "") == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, in one fused kernel
+    if (words := getattr(config, "word_embed_proj_dim", None)) not in (None, config.hidden_size):
+        fail(f"{name} embeds words in {words} numbers and computes in {config.hidden_size}, as of the OPTs "
+             "OPT-350m alone does; take another one")
     check_size(config, name)
     if random:
         return keep_first(from_config(config), layers, name)
@@ -223,16 +229,22 @@ def load_trunk(config: dict) -> nn.Module:
 
 
 def check_reach(trunk: nn.Module, config: dict):
-    """One line and exit if a run would read more tokens at once than its trunk has position embeddings for:
-    Atari's windows, or text."""
-    if position_table(trunk) is None:
-        return
+    """One line and exit if a run would read more tokens at once than its trunk was made for: Atari's windows,
+    or text."""
     needed = {"context": 3 * config["context"] - 1 if config["pixels"] else 0,
               "lm_block": config["lm_block"] - 1 if config["lm_weight"] > 0 and not config["released"] else 0}
     for name, tokens in needed.items():
-        if tokens > (reach := trunk.config.max_position_embeddings):
+        if (reach := reach_of(trunk)) and tokens > reach:
             fail(f"{config['lm']} reads {reach:,} tokens at once, and --{name} {config[name]} needs "
                  f"{tokens:,}; give at most {(reach + 1) // 3 if name == 'context' else reach + 1}")
+
+
+def reach_of(trunk: nn.Module) -> int | None:
+    """How many tokens a trunk reads at once: as many as it has learned position embeddings for, or as its
+    sliding window has (Mistral, Qwen2), which kit.quick's attention does not know; None if it has neither."""
+    if position_table(trunk) is not None:
+        return trunk.config.max_position_embeddings
+    return getattr(trunk.config, "sliding_window", None)
 
 
 def check_words(trunk: nn.Module, ids, lm: str):
@@ -286,9 +298,11 @@ def input_digests(config: dict) -> dict:
 
 def is_another(record: dict) -> bool:
     """Whether what a run's model started from is not what its record says any more. Its checkpoints have all
-    of an adapter."""
+    of an adapter, and a tokenizer that was added since is none that it read."""
     now = input_digests(record | {"adapter": ""}) if record["kind"] == "sequence" else {}
-    return not {*now.values()} <= {*record["inputs"].values()}
+    added = {*TOKENIZER} - {Path(path).name for path in record["inputs"]}
+    return not {digest for path, digest in now.items() if Path(path).name not in added} <= {
+        *record["inputs"].values()}
 
 
 def shape_digests(config: dict) -> dict:

@@ -94,10 +94,10 @@ def size_of(shape, dtype):
 # --- language models -----------------------------------------------------------------------------
 
 def model_folder(folder):
-    """A folder in the model hub's format."""
+    """A folder in the model hub's format; beside what is read it may hold weights of other frameworks."""
     for path in Path(folder).iterdir():
         if not path.is_dir():
-            regular(path, None if path.suffix in (".safetensors", ".bin", ".gguf") else SMALL)
+            regular(path, SMALL if path.suffix in (".json", ".txt", ".model", ".jinja") else None)
     if (Path(folder) / "adapter_config.json").exists():
         raise ValueError("it holds an adapter, adapter_config.json; --adapter takes one")
     for path in [*Path(folder).glob("*config.json"), *Path(folder).glob("*.index.json")]:

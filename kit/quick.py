@@ -33,6 +33,8 @@ def quicken(model: nn.Module) -> None:
 
 def pick_device(wanted):
     """A torch.device; one line and exit if it is not here."""
+    # else cuDNN rounds the products of Atari's convolutions to TF32, in float32, too
+    torch.backends.cudnn.allow_tf32 = False
     if wanted != "auto":
         device = torch.device(wanted)
         count = {"cpu": 1, "mps": int(torch.backends.mps.is_available())}.get(

@@ -7,12 +7,12 @@ reads   tasks.py, the language models; makes the data of subset 100 in build/cal
         does, and the task's held-out episodes
 prints  a Markdown table; --write puts it into docs/methods.md
 
-LaMo's frozen blocks stand between what is observed and the action head, which has to find the action in the
-hidden state of the state token. How much of it a linear map can find there is measured without training: a
-ridge regression from hidden states to actions on the cell's episodes, its penalty chosen on half of the
-held-out episodes, its mean squared error told of the other half. "Tokens" is what enters the first block,
-"norm" what leaves the trunk. "Constant" is the share of a hidden state's squared length that is the same
-vector in all of them. Beside each trunk stands its shape with random weights.
+LaMo's frozen blocks stand between what is observed and the action head, which has to find the action in
+the hidden state of the state token. How much of it a linear map can find there is measured without
+training: a ridge regression from hidden states to actions on the cell's episodes, its penalty chosen on
+half of the windows of held-out episodes, its mean squared error told of the other half. "Tokens" is what
+enters the first block, "norm" what leaves the trunk. "Constant" is the share of a hidden state's squared
+length that is the same vector in all of them. Beside each trunk stands its shape with random weights.
 Letters: N steps, K context, H hidden, A action.
 """
 
@@ -96,7 +96,7 @@ def hidden_states(model, arrays, ends, count, K):
 
 def readout(hidden, actions, others, theirs):
     """Mean squared error of a ridge regression of actions (N, A) on hidden states (N, H), on the second half
-    of held-out ones; its penalty is the best on the first half."""
+    of held-out ones; its penalty is the best on the first half. Windows of both may overlap."""
     mean, scale, middle = hidden.mean(0), hidden.std(0).mean(), actions.mean(0)
     x, other = (hidden - mean) / scale, (others - mean) / scale
     half = len(other) // 2

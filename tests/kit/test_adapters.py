@@ -160,3 +160,10 @@ def test_an_adapter_with_biases_needs_biases_that_train(tmp_path, tiny_gpt2):
     build_model(config_of(tiny_gpt2, adapter=str(tmp_path / "adapter")))
     with pytest.raises(SystemExit, match="has biases, which stay frozen"):
         build_model(config_of(tiny_gpt2, adapter=str(tmp_path / "adapter"), lora="peft"))
+    # where biases are frozen none is written, so that it can be read back
+    own = build_model(config_of(tiny_gpt2, lora="peft"))
+    for layer in loras(own):
+        nn.init.normal_(layer.lora_B, std=0.3)
+    export_peft(own.trunk, tmp_path / "own", load_language_model(str(tiny_gpt2), 0.0))
+    again = build_model(config_of(tiny_gpt2, adapter=str(tmp_path / "own"), lora="peft"))
+    torch.testing.assert_close(logits(again.trunk), logits(own.trunk), rtol=1e-5, atol=1e-5)

@@ -2,6 +2,8 @@
 
 import csv
 import gzip
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import KIT
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from baselines import build_actor
 from kit import artifacts, imitation, runs
@@ -244,6 +248,35 @@ def test_discrete_bcs_loss_in_training_holds_a_penalty_and_is_left_out(folder):
         path = artifacts.run_folder(runs.run_of(config)) / "train.csv"
         artifacts.write_csv(path, ("step", "actor_loss"), [{"step": 5, "actor_loss": 0.5}])
         assert imitation.training_loss(config, 5) == has
+
+
+def without_unknown(folder):
+    """A tokenizer that knows one word, and nothing else."""
+    words = Tokenizer(models.WordLevel({"the": 0}, "?"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda folder: [shutil.copy(KIT / "mini/weights/lm" / name, folder) for name in (
+        "tokenizer.json", "tokenizer_config.json")], "it says token .*, and the model embeds 300"),
+    (without_unknown, "Missing")])
+def test_a_tokenizer_that_is_another_models_leaves_bits_empty(tiny_gpt2, folder, capsys, spoil, said):
+    lm = shutil.copytree(tiny_gpt2, folder / "lm")
+    spoil(Path(lm))
+    config = config_of("lamo", lm=str(lm), dtype="float32")
+    run = artifacts.run_folder(f"{CELL}/lamo/seed0")
+    artifacts.write_csv(run / "train.csv", ("step", "action_loss"), [{"step": 5, "action_loss": 0.5}])
+    assert "bits_per_byte" not in imitation.columns(build_model(config), config, None, 5)
+    assert re.search(f"bits_per_byte stays empty, for want of .*{said}", capsys.readouterr().out)
+
+
+def test_ataris_bits_are_measured_with_positions_whoever_released_it():
+    bits = set()
+    for method in ("lamo", "lamo-released"):
+        config = configuration(f"mini/breakout-medium-0.1/{method}/seed0", dtype="float32")
+        torch.manual_seed(0)
+        bits.add(round(imitation.bits_per_byte(build_model(config), config), 4))
+    assert len(bits) == 1
 
 
 def test_a_language_model_without_a_tokenizer_is_measured_but_for_its_words(tiny_lm, folder, capsys):

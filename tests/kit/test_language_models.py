@@ -4,6 +4,7 @@ name by digest, and what is refused."""
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -11,12 +12,28 @@ import pytest
 import torch
 import torch.nn as nn
 from conftest import one_line, save_cell, tiny_families
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 import evaluate
 import train
 from kit import artifacts
-from kit.language_models import check_words, language_model_id, load_language_model, load_trunk
+from kit.language_models import (
+    check_words,
+    input_digests,
+    is_another,
+    language_model_id,
+    load_language_model,
+    load_tokenizer,
+    load_trunk,
+)
 from kit.settings import configuration
 from lora import TARGETS, LoRA
 from model import build_model
@@ -273,6 +290,51 @@ def test_more_tokens_than_the_model_reads_or_knows_are_one_line():
     check_words(model.trunk, [0, words - 1], "mini")
     with pytest.raises(SystemExit, match=f"says token {words:,}, and the model embeds {words:,};"):
         check_words(model.trunk, np.array([0, words]), "mini")
+
+
+def test_a_sliding_window_reads_no_more_than_it_has(tmp_path):
+    same = {"vocab_size": 300, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    MistralForCausalLM(MistralConfig(**same, sliding_window=8)).save_pretrained(tmp_path / "lm")
+    run, ids = "mini/hopper-medium-0.01/lamo-lm1/seed0", torch.randint(0, 300, (1, 9))
+    model = build_model(configuration(run, lm=str(tmp_path / "lm"), lm_block=9, dtype="float32")).eval()
+    whole = load_language_model(str(tmp_path / "lm"), 0.0).eval()
+    assert model.language_loss(ids).item() == pytest.approx(whole(ids, labels=ids).loss.item(), rel=1e-5)
+    with pytest.raises(SystemExit, match="reads 8 tokens at once, and --lm_block 10 needs 9; give at most 9"):
+        build_model(configuration(run, lm=str(tmp_path / "lm"), lm_block=10))
+
+
+def test_weights_of_other_frameworks_may_lie_beside_a_models(tmp_path, tiny_gpt2):
+    folder = Path(shutil.copytree(tiny_gpt2, tmp_path / "lm"))
+    for name in ("tf_model.h5", "flax_model.msgpack", "rust_model.ot"):
+        with open(folder / name, "wb") as file:
+            file.truncate(500_000_000)
+    load_language_model(str(folder), 0.0)
+
+
+def test_a_model_that_embeds_words_in_fewer_numbers_is_one_line(tmp_path):
+    OPTForCausalLM(OPTConfig(vocab_size=300, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+                             ffn_dim=48, word_embed_proj_dim=16)).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="embeds words in 16 numbers and computes in 24"):
+        load_language_model(str(tmp_path), 0.0)
+
+
+def test_a_model_without_a_tokenizer_has_no_empty_one(tiny_lm):
+    with pytest.raises(SystemExit) as stop:
+        load_tokenizer(str(tiny_lm))
+    assert tiny_lm.name in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_a_tokenizer_may_be_added_to_a_runs_model_and_not_changed(tmp_path, tiny_gpt2):
+    folder = Path(shutil.copytree(tiny_gpt2, tmp_path / "lm"))
+    away = (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    record = configuration("mini/hopper-medium-0.01/lamo/seed0", lm=str(folder)) | {"adapter": ""}
+    without = record | {"inputs": input_digests(record)}
+    shutil.copy(away, folder)
+    having = record | {"inputs": input_digests(record)}
+    assert not is_another(without) and not is_another(having)
+    (folder / "tokenizer.json").write_text("{}")
+    assert not is_another(without) and is_another(having)
 
 
 def test_a_model_that_is_no_causal_lm_is_one_line(kit, tmp_path):
