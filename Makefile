@@ -184,6 +184,8 @@ CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS
          THREADS=$(call quote,$(THREADS))
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
 ASKED_FOR := $(WANTED)$(filter report claims videos,$(MAKECMDGOALS))
+BEYOND := $(if $(filter all every-cell,$(WANTED)),$(firstword $(filter-out all every-cell $(CELLS),$(WANTED))))
+$(if $(BEYOND),$(error make all is of the cells in CELLS, and $(BEYOND) is none of them; ask for it alone))
 ifndef INNER
   PLAN := $(if $(ASKED_FOR),$(shell $(CALL) $(ASKING) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))
   ifeq ($(firstword $(PLAN)),refused)
@@ -278,8 +280,9 @@ claims: | $(ready)
 # recipe alone, because what it would start is paper.shipped's to say.
 
 ITSELF   = $(MAKE)
-shipping = $(PYTHON) -m paper.shipped --missing | xargs -r -L1 $(heirs) sh -c '$(ITSELF) --no-print-directory \
-	    PROFILE=mini READY=1 "$$@"; failed=$$?; $(PYTHON) -m paper.shipped --take; exit $$failed' shipped
+shipping = lines=$$($(PYTHON) -m paper.shipped --missing) || exit $$?; \
+	  printf '%s\n' "$$lines" | xargs -r -L1 $(heirs) sh -c '$(ITSELF) --no-print-directory PROFILE=mini READY=1 \
+	    "$$@"; failed=$$?; $(PYTHON) -m paper.shipped --take || failed=$$?; exit $$failed' shipped
 
 shipped: | $(packages) $(if $(READY),,$(VENV)/ready-smollm2)
 	$(if $(findstring n,$(firstword -$(MAKEFLAGS))),@,+@)$(shipping)

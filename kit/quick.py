@@ -6,6 +6,7 @@ docs/speed.md has what each of them saves.
 Letters: B batch, T tokens, H hidden, V vocabulary.
 """
 
+import os
 from contextlib import contextmanager
 
 import torch
@@ -44,6 +45,8 @@ def pick_device(wanted):
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
+    if gpu := os.environ.get("LAMO_GPU"):  # of kit.watch
+        fail(f"there is no GPU {gpu} here that torch can use; GPUS= says how many this machine has")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -42,6 +42,7 @@ from pathlib import Path
 from kit import fail, seals, settings
 from kit.lock import alive, who
 from kit.plan import check_places, of_make, plan
+from kit.status import grid
 
 FOLDER = Path("build/slurm")
 # What SBATCH= may change, and, behind it, what it may not: the rest of this file relies on that.
@@ -53,7 +54,9 @@ QUEUED = "%F|%K|%T|%k"  # of squeue: array, index, state, comment
 
 def jobs_of(cells, make):
     """({name: commands} of data and texts, {run: (commands, names of the data and texts it waits for)},
-    how many runs are done). A command is a stage and its words."""
+    how many runs are done). A command is a stage and its words. What make status calls done is not asked for,
+    also where train.py would be, as whether TEXT= is the text of then."""
+    done = {run.name for run in grid(cells, make) if run.state == "done"}
     words = dict.fromkeys(tuple(word.split(":", 1)) for word in plan(cells, True, make))
     runs = [name for what, name in words if what == "run"]
     anew = ["--fresh"] if make["FRESH"] else ["--replace"] if make["REPLACE"] else []
@@ -62,6 +65,8 @@ def jobs_of(cells, make):
     before = {cell: [["prepare_data.py", cell, *given, *anew]] for what, cell in words if what == "data"}
     missing = {}
     for run in runs:
+        if run in done:
+            continue
         profile, _, _, method, _ = settings.parse_run(run)
         lm = ["--lm", make["LM"]] if make["LM"] and settings.takes_lm(profile, method) else []
         options = [*lm, *shlex.split(make["ARGS"]), *anew, *events]
@@ -202,6 +207,8 @@ def number(name, default):
 def largest_array():
     said = ask("scontrol", "show", "config", remedy="nothing was handed in")
     allowed = [int(line.split("=")[1]) for line in said.splitlines() if line.startswith("MaxArraySize")]
+    if 0 in allowed:
+        fail("this Slurm allows no job arrays (MaxArraySize = 0), which make sbatch hands runs in as")
     return min([*allowed, number("ARRAY", 1000)])
 
 

@@ -50,7 +50,8 @@ def folder_of(name):
 def look(name, overrides, make, request):
     config, folder = settings.configuration(name, **overrides), folder_of(name)
     trained = (folder / "final.safetensors").exists()
-    steps = max((int(path.stem[5:]) for path in folder.glob("step-*.safetensors")), default=0)
+    numbers = [path.stem[5:] for path in folder.glob("step-*.safetensors")]  # others are somebody's own
+    steps = max((int(number) for number in numbers if number.isascii() and number.isdigit()), default=0)
     if alive(folder) is not None:
         return Run(name, "running", config, steps, trained)
     anew, why = make["REPLACE"] or make["FRESH"], ""
@@ -109,8 +110,9 @@ def grid(cells, make):
 
 
 def preparations(found):
-    """{PROFILE/CELL or PROFILE/text: (state, why)} of data that are being made, or could not be made."""
-    names = dict.fromkeys(name for run in found for name in (
+    """{PROFILE/CELL or PROFILE/text: (state, why)} of data that are being made, or could not be made, for
+    runs that are not done."""
+    names = dict.fromkeys(name for run in found if run.state != "done" for name in (
         "/".join(run.name.split("/")[:2]), f"{run.name.split('/')[0]}/text"))
     states = {}
     for name in names:

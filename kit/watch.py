@@ -203,22 +203,29 @@ def give_up(number, _):
 
 def watched(command, folder, gpus, lock, log):
     """Run the stage with the lock held; returns its exit code as subprocess has it."""
+    process = None
+
+    def lost():
+        log.say(f"another process has taken {folder} over; this one ends")
+        if process:
+            process.terminate()
+        else:  # it waits for a GPU
+            os.kill(os.getpid(), signal.SIGTERM)
+
     with contextlib.ExitStack() as stack:
+        lock.beat_until_released(lost)
         environment, kept_open = {"PYTHONUNBUFFERED": "1", "LAMO_PROGRESS": str(folder / "progress.json")}, ()
         if gpus and lock.owner["stage"] != "data":
             environment["CUDA_VISIBLE_DEVICES"], file = stack.enter_context(a_gpu(gpus))
+            environment["LAMO_GPU"] = environment["CUDA_VISIBLE_DEVICES"]  # which has to be there
             kept_open = (file.fileno(),)
+        if not lock.is_ours():  # while the machine slept
+            lost()
         log.began = time.monotonic()  # the wait for a GPU is no time of the run's
         process, ends = start(command, environment, kept_open)
         # a stage does not mind that a terminal has sent it Ctrl-C, too
         on_signals(PASSED_ON, lambda number, _: process.send_signal(number))
         lock.covers(process.pid, gpu=environment.get("CUDA_VISIBLE_DEVICES"))
-
-        def lost():
-            log.say(f"another process has taken {folder} over; this one ends")
-            process.terminate()
-
-        lock.beat_until_released(lost)
         return copy(process, ends, log)
 
 

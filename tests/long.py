@@ -180,9 +180,11 @@ def of_tests(name, **environment):
     """What the tests of a file record (tests/damage.py)."""
     with tempfile.TemporaryDirectory(prefix="lamo-long-") as folder:
         table = Path(folder) / "table"
-        subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/{name}"],
-                       cwd=KIT, env=os.environ | environment | {"ATTACKS": str(table)})
-        for line in table.read_text().splitlines():
+        tests = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/{name}"],
+                               cwd=KIT, env=os.environ | environment | {"ATTACKS": str(table)})
+        if tests.returncode:
+            yield f"tests/{name}", "traceback", "a test failed, see above"
+        for line in table.read_text().splitlines() if table.exists() else ():
             counts = json.loads(line)
             kind = counts.pop("kind")
             for outcome, times in counts.items():

@@ -21,7 +21,8 @@ LEVELS = (
     ("baselines", "kit.imitation"),
     ("evaluate",),
     ("plot", "export", "benchmark", "paper", "kit.plan", "mini.calibrate"),
-    ("kit.status", "kit.slurm", "paper.shipped", "mini.readout"),
+    ("kit.status", "paper.shipped", "mini.readout"),
+    ("kit.slurm",),
 )
 PAIRS = {("kit.artifacts", "kit"), ("kit.artifacts", "kit.seals"), ("kit.artifacts", "kit.limits"),
          ("kit.seals", "kit"), ("kit.lock", "kit.seals"), ("kit.signals", "kit"), ("kit.quick", "kit"),

@@ -17,6 +17,11 @@ def test_a_server_that_sends_other_bytes_would_be_found_out(tmp_path, monkeypatc
     assert long.fetched(tmp_path / "x", ["http://x"], "", "")[0] == "silent"
 
 
+def test_a_test_that_fails_is_something_that_came_through():
+    assert [*long.of_tests("no_such_test.py")] == [
+        ("tests/no_such_test.py", "traceback", "a test failed, see above")]
+
+
 def test_a_stage_that_is_killed_ends_in_the_same_bytes():
     found = long.kills(1)
     assert len(found) == len(long.STAGES)

@@ -215,6 +215,10 @@ def test_auto_is_the_fastest_device_there_is(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert pick_device("auto") == torch.device(wanted)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="there is no GPU 3 here"):
+        patch.setenv("LAMO_GPU", "3")  # by kit.watch; else it would take a CPU
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        pick_device("auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("cuda:1") == torch.device("cuda", 1)

@@ -11,7 +11,8 @@ import time
 import pytest
 from conftest import KIT
 
-from kit import watch
+from kit import seals, watch
+from kit.seals import read_report
 
 RUN = "mini/reacher2d-medium-0.1/dt/seed0"
 STAGE = """
@@ -180,6 +181,28 @@ def test_the_wait_for_a_gpu_is_no_time_of_the_run(watched):
     assert "quick" in second.communicate(timeout=60)[0]
     first.communicate(timeout=60)
     assert cost(watched)["wall"] < 4 < json.loads((other / "cost.json").read_text())["wall"]
+
+
+def test_the_heart_beats_while_a_run_waits_for_a_gpu(watched):
+    """Or another host would take the run over; and who has been taken over starts nothing."""
+    other, go = RUN.replace("seed0", "seed1"), watched.folder.parents[4] / "go"
+    first = watched("while not os.path.exists('go'): time.sleep(0.02)", name=other, env={"GPUS": "1"})
+    until(lambda: "gpu" in json.dumps(read_report(watched.folder.with_name("seed1") / "running.json")))
+    beating = ("import sys\nfrom kit import lock, watch\nlock.BEAT = 0.1\n"
+               "sys.exit(watch.main(['train.py', *sys.argv[1:]], '1'))")
+    environment = os.environ | {"PYTHONPATH": str(KIT), "TMPDIR": str(go.parent)}
+    second = subprocess.Popen([sys.executable, "-c", beating, RUN, "print('works')"], cwd=go.parent,
+                              env=environment, stdout=subprocess.PIPE, text=True)
+    path = watched.folder / "running.json"
+    until(path.exists)
+    os.utime(path, (0, 0))
+    until(lambda: path.stat().st_mtime > 0)
+    theirs = {"token": "another", "place": "elsewhere", "processes": []}
+    path.write_text(seals.json_text(read_report(path) | theirs))
+    assert second.wait(timeout=60) == 143 and "works" not in second.stdout.read()
+    assert "another process has taken" in log(watched) and read_report(path)["token"] == "another"
+    go.touch()
+    first.communicate(timeout=60)
 
 
 def test_a_killed_run_frees_its_gpu_and_data_need_none(watched):

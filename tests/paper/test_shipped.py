@@ -127,6 +127,13 @@ def test_runs_of_other_settings_are_not_shipped(other, there, capsys):
     assert "METHODS=dt lamo-random" in missing()[1]
 
 
+def test_make_shipped_fails_when_what_is_missing_cannot_be_told(kit):
+    (kit.folder / shipped.FOLDER).mkdir(parents=True)
+    (kit.folder / shipped.FOLDER / f"{CELL}-dN.csv.gz").write_bytes(b"no")
+    assert f"{CELL}-dN" in kit("make", "shipped", check=False).stderr
+    assert kit("make", "shipped", check=False).returncode
+
+
 def test_rows_of_settings_that_have_changed_since_are_missing(there, monkeypatch):
     there("lamo", [40, 41])
     there("dt", [30, 31])
