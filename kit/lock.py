@@ -88,6 +88,10 @@ class Lock:
     def is_ours(self):
         return read_report(self.path).get("token") == self.owner["token"]
 
+    def is_anothers(self):
+        """Whether it was taken over; not that it cannot be read just now, or is gone with its folder."""
+        return read_report(self.path).get("token", self.owner["token"]) != self.owner["token"]
+
     def covers(self, pid, **more):
         """Another process that the work is done by, and what others may read about it."""
         self.owner["processes"].append((pid, born(pid)))
@@ -99,7 +103,7 @@ class Lock:
 
     def beat(self, lost):
         while not self.stopped.wait(BEAT):
-            if read_report(self.path) and not self.is_ours():
+            if self.is_anothers():
                 return lost()
             with contextlib.suppress(OSError):  # the folder was moved away, or the server is slow
                 os.utime(self.path)

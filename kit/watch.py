@@ -219,7 +219,7 @@ def watched(command, folder, gpus, lock, log):
             environment["CUDA_VISIBLE_DEVICES"], file = stack.enter_context(a_gpu(gpus))
             environment["LAMO_GPU"] = environment["CUDA_VISIBLE_DEVICES"]  # which has to be there
             kept_open = (file.fileno(),)
-        if not lock.is_ours():  # while the machine slept
+        if lock.is_anothers():  # while the machine slept
             lost()
         log.began = time.monotonic()  # the wait for a GPU is no time of the run's
         process, ends = start(command, environment, kept_open)
