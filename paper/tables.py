@@ -174,7 +174,8 @@ def ablation_table(cells):
 
 def other_table(cells):
     """Cells that the paper's tables do not have, with what others published; None if there are none."""
-    names = [cell for cell in cells if cell not in of_the_tables()]
+    known = of_the_tables()
+    names = [cell for cell in cells if cell not in known]
     methods = [method for method in MAIN if any(method in cells[cell] for cell in names)]
     if not names or not methods:
         return None

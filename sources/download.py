@@ -172,9 +172,9 @@ def begun(part, origin, url):
     """(bytes, version, length) of what an earlier attempt at the same URL left. (0, "", "") if it left
     nothing, or if its server names no version: then nobody knows whether the file is still the same."""
     if part.exists() and origin.exists():
-        *known, version, whole = origin.read_text(encoding="utf-8").split("\n")
-        if known == [url] and version:
-            return part.stat().st_size, version, whole
+        known = origin.read_text(encoding="utf-8", errors="replace").split("\n")
+        if len(known) == 3 and known[0] == url and known[1]:
+            return part.stat().st_size, *known[1:]
     return 0, "", ""
 
 
@@ -186,8 +186,8 @@ def version_of(headers):
 
 def continues(headers, have, version, whole):
     """Whether the rest that a server sends begins where a part ends, and is of the same file."""
-    return (version_of(headers) in (version, "")
-            and re.fullmatch(rf"bytes {have}-\d+/{whole}", headers.get("Content-Range") or "") is not None)
+    rest = re.fullmatch(rf"bytes {have}-\d+/{re.escape(whole)}", headers.get("Content-Range") or "")
+    return rest is not None and version_of(headers) in (version, "")
 
 
 def quoted(url):

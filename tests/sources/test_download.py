@@ -84,6 +84,15 @@ def test_a_part_is_never_joined_with_another_file(tmp_path, server, version, cha
     assert path.read_bytes() == server.content and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("damage", [b"", b"x", b"\xff\n", b"a\nb\nc\nd"])
+def test_what_a_part_was_begun_from_may_be_damaged(tmp_path, server, damage):
+    server.content = b"b" * 3000
+    (tmp_path / "file.bin.part").write_bytes(b"a" * 1000)
+    (tmp_path / "file.bin.from").write_bytes(damage)
+    path = download.download([server.url], tmp_path / "file.bin", "", 5, "remedy")
+    assert path.read_bytes() == server.content and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_part_of_one_mirror_is_not_continued_from_another(tmp_path, server):
     server.content, server.patience = b"a" * 300_000, 100_000
     other = server.url.replace("file.bin", "mirror/file.bin")
