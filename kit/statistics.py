@@ -81,10 +81,19 @@ class Paired(NamedTuple):
     seeds: list             # that both have
 
 
+SCORES = ("score", "smallest_target_score", "last_score")
+
+
+def at_target(rows, target):
+    return [row for row in rows if (row["target_return"] or 0) == target]
+
+
 def replications(rows, what):
     """{seed: value} of one method's rows.
 
     what    "score": the mean normalised score over the last evaluations at the largest target, as summarise;
+            "smallest_target_score": at the smallest target, of methods that have several targets or none;
+            "last_score": at the largest target, of the last evaluation alone;
             "heldout_loss", "heldout_decisions", "bits_per_byte": the mean over the same checkpoints;
             "lowest_heldout_loss": the least of all checkpoints, where a run would have been stopped. Runs
             without it are left out.
@@ -92,10 +101,12 @@ def replications(rows, what):
     found = {}
     for seed in sorted({row["seed"] for row in rows}):
         own = [row for row in rows if row["seed"] == seed]
-        if what == "score":
-            largest = max(row["target_return"] or 0 for row in own)
-            own = [row for row in own if (row["target_return"] or 0) == largest]
-            found[seed], = samples(own, own[0]["score_window"], "seeds")
+        if what in SCORES:
+            targets = sorted({row["target_return"] or 0 for row in own})
+            if what != "smallest_target_score" or len(targets) > 1 or own[0]["target_return"] is None:
+                target = targets[0 if what == "smallest_target_score" else -1]
+                found[seed], = samples(at_target(own, target),
+                                       1 if what == "last_score" else own[0]["score_window"], "seeds")
             continue
         name = "heldout_loss" if what == "lowest_heldout_loss" else what
         losses = {row["step"]: row.get(name, np.nan) for row in own}
@@ -117,6 +128,47 @@ def paired(first, second):
         return None
     differences = [first[seed] - second[seed] for seed in seeds]
     return Paired(float(np.mean(differences)), interval(differences, "seeds"), seeds)
+
+
+def paired_over_starts(first, second):
+    """The Paired of two methods' rows, in score, with an interval that also covers other starts of episodes;
+    None unless two seeds or more have played the same two starts or more.
+
+    Episode i has the same start for each method, seed and checkpoint. Seeds x starts is a table of
+    differences with two random effects: the variance of its mean is (MS_seeds + MS_starts - MS_rest) / cells,
+    with Satterthwaite's degrees of freedom, at least the seeds'. The interval over seeds counts if it is
+    wider, or if starts differ no more than what is left over.
+    """
+    ours, theirs = (scores_by_start(rows) for rows in (first, second))
+    seeds = sorted({seed for seed, _ in ours} & {seed for seed, _ in theirs})
+    starts = sorted({start for _, start in (*ours, *theirs)})
+    pairs = [(seed, start) for seed in seeds for start in starts]
+    if min(len(seeds), len(starts)) < 2 or not {*pairs} <= {*ours} & {*theirs}:
+        return None
+    table = np.reshape([ours[pair] - theirs[pair] for pair in pairs], (len(seeds), len(starts)))
+    (n, m), mean = table.shape, table.mean()
+    of_seeds, of_starts = table.mean(1), table.mean(0)
+    rest = ((table - of_seeds[:, None] - of_starts + mean) ** 2).sum() / ((n - 1) * (m - 1))
+    parts = np.array([m * of_seeds.var(ddof=1), n * of_starts.var(ddof=1), -rest])
+    low, high = interval(of_seeds, "seeds")
+    if parts[1:].sum() > 0:
+        freedom = max(parts.sum() ** 2 / (parts**2 / [n - 1, m - 1, (n - 1) * (m - 1)]).sum(), n - 1)
+        half = max(stats.t.ppf(0.975, freedom) * np.sqrt(parts.sum() / (n * m)), (high - low) / 2)
+        low, high = mean - half, mean + half
+    return Paired(float(mean), (low, high), seeds)
+
+
+def scores_by_start(rows):
+    """{(seed, episode): the mean score over the last evaluations at the largest target}."""
+    rows = at_target(rows, max(row["target_return"] or 0 for row in rows))
+    found = {}
+    for seed in {row["seed"] for row in rows}:
+        own = [row for row in rows if row["seed"] == seed]
+        last = sorted({row["step"] for row in own})[-own[0]["score_window"]:]
+        for row in own:
+            if row["step"] in last:
+                found.setdefault((seed, row["episode"]), []).append(row["normalized_score"])
+    return {pair: float(np.mean(scores)) for pair, scores in found.items()}
 
 
 def mean_over_tasks(tasks):

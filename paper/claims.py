@@ -6,7 +6,8 @@
 reads   every CELL.csv and CELL-dN.csv of the folders; of a cell's files the one that has more replications of
         both methods counts, the first of equals
 prints  for each claim, pair of methods and cell: the difference, first less second, with its 95 % interval
-        over the replications that both have (kit/statistics.py), of the score at the largest target, of the
+        over the replications that both have (kit/statistics.py), of the score at the largest target, which
+        also stands there at the smallest target, at the last checkpoint alone, and over other starts; of the
         held-out action loss over the same checkpoints, of its least, and of the bits per byte that the
         language models take for prose; of few data also what LaMo - DT differs by between two ratios, of
         losses where both are of the same held-out episodes; the mean over tasks of all this; then what is
@@ -39,7 +40,7 @@ import numpy as np
 
 from kit import fail
 from kit.results import files_of, load_file, of_one_subset
-from kit.statistics import mean_over_tasks, of_subsets, paired, replications
+from kit.statistics import mean_over_tasks, of_subsets, paired, paired_over_starts, replications
 from paper.grid import attempt, is_lamo
 from tasks import PROFILES, TASKS
 
@@ -62,7 +63,9 @@ CLAIMS = (
     (FEW_DATA, beside("lamo", "dt")),
     ("beside the other baselines", beside("lamo", "wiki", "bc", "td3bc", "iql", "cql")),
 )
-MEASURES = (("score", "{:+.1f}", "score"), ("heldout_loss", "{:+.4f}", "held-out loss"),
+MEASURES = (("score", "{:+.1f}", "score"), ("smallest_target_score", "{:+.1f}", "at the smallest target"),
+            ("last_score", "{:+.1f}", "at the last checkpoint"), ("starts", "{:+.1f}", "with other starts"),
+            ("heldout_loss", "{:+.4f}", "held-out loss"),
             ("lowest_heldout_loss", "{:+.4f}", "its least"),
             ("heldout_decisions", "{:+.3f}", "decisions missed"),
             ("bits_per_byte", "{:+.3f}", "bits per byte"))
@@ -145,6 +148,7 @@ def compare_file(rows, ours, theirs):
     pairs = {what: paired(*both) for what, both in values.items()}
     if pairs["score"] is None:
         return None
+    pairs["starts"] = paired_over_starts(ours, theirs)
     measured = {(row["seed"], row["heldout_data"]) for row in ours + theirs if row.get("heldout_data")}
     if len(measured) > len({seed for seed, _ in measured}):  # each over other episodes
         pairs |= dict.fromkeys(HELD_OUT)
@@ -168,8 +172,8 @@ def over(count, rows):
 def differences(comparison, what, per_cent=False):
     """{seed: first less second}, if asked for in per cent of the second's mean; empty if not measured."""
     (ours, theirs), pair = comparison.values[what], comparison.pairs[what]
-    if pair is None:
-        return {}
+    if pair is None or what == "starts":
+        return {}  # which are no values of seeds
     unit = of_second(comparison, what) / 100 if per_cent else 1
     return {seed: (ours[seed] - theirs[seed]) / unit for seed in pair.seeds} if unit else {}
 

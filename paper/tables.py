@@ -155,7 +155,7 @@ def paper_table(cells, number):
 
 SCORES = ("Ours: normalised score at the largest target return, mean ± deviation over seeds, and the 95 % "
           "interval of the mean (docs/methods.md). Best: at the target with the best score, chosen on "
-          "the test returns, as the authors report theirs. Paper: mean ± what it prints.")
+          "the test returns, as the authors report theirs (of more targets). Paper: mean ± what it prints.")
 
 
 def ablation_table(cells):

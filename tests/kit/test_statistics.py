@@ -14,6 +14,7 @@ from kit.statistics import (
     mean_of_cells,
     mean_over_tasks,
     paired,
+    paired_over_starts,
     performance_profile,
     replications,
     stratified_interval,
@@ -207,3 +208,48 @@ def test_a_replications_values_are_those_of_its_checkpoints():
     unmeasured = make_rows({0: [1.0]}, target=None, seed=2)
     assert replications(unmeasured, "score") == {2: 1.0}
     assert replications(rows + unmeasured, "lowest_heldout_loss") == {0: 0.1, 1: 0.3}
+
+
+def test_a_score_is_also_taken_at_the_smallest_target_and_at_the_last_checkpoint():
+    rows = [row for target, more in ((3600.0, 0.0), (2600.0, 99.0), (1800.0, 50.0)) for row in make_rows(
+        {1: [90.0 + more], 2: [1.0 + more], 3: [4.0 + more]}, target=target, score_window=2)]
+    assert replications(rows, "score") == {0: 2.5}
+    assert replications(rows, "smallest_target_score") == {0: 52.5}
+    assert replications(rows, "last_score") == {0: 4.0}
+    alone = [row for row in rows if row["target_return"] == 3600.0]
+    assert replications(alone, "smallest_target_score") == {}
+    assert replications(alone, "last_score") == {0: 4.0}
+    without = [row | {"target_return": None} for row in alone]  # baselines, who stand beside either
+    assert replications(without, "smallest_target_score") == replications(without, "score") == {0: 2.5}
+
+
+def of_starts(table, method):
+    """Rows whose score is table[seed][episode] in the last two checkpoints, and 99 before and elsewhere."""
+    return [row for seed, scores in enumerate(table) for target, late in ((3600.0, scores), (1800.0, None))
+            for row in make_rows({step: [99.0] * len(scores) if late is None or step == 1 else late
+                                  for step in (1, 2, 3)}, method, target, seed=seed, score_window=2)]
+
+
+def test_an_interval_over_starts_covers_other_starts_and_that_over_seeds_does_not():
+    rng, hits, of_seeds = np.random.default_rng(0), 0, 0
+    zero = of_starts(np.zeros((4, 10)), "dt")
+    for _ in range(200):
+        table = rng.normal(0, 1, (4, 1)) + rng.normal(0, 6, (1, 10)) + rng.normal(0, 2, (4, 10))
+        rows = of_starts(table, "lamo")
+        found, alone = paired_over_starts(rows, zero), paired(*(replications(of, "score")
+                                                                for of in (rows, zero)))
+        assert found.difference == pytest.approx(table.mean()) == alone.difference
+        hits += found.interval[0] <= 0 <= found.interval[1]
+        of_seeds += alone.interval[0] <= 0 <= alone.interval[1]
+    assert 0.9 < hits / 200 < 0.99 and of_seeds / 200 < 0.75
+
+
+def test_where_starts_do_not_matter_the_interval_is_that_over_seeds():
+    table = np.array([[1.0, 5.0, 3.0], [4.0, 6.0, 2.0], [9.0, 7.0, 14.0]])
+    ours, theirs = of_starts(table, "lamo"), of_starts(0 * table, "dt")
+    found, seeds = paired_over_starts(ours, theirs), paired({0: 3.0, 1: 4.0, 2: 10.0}, {0: 0, 1: 0, 2: 0})
+    assert found.difference == pytest.approx(seeds.difference) and found.seeds == [0, 1, 2]
+    assert found.interval == pytest.approx(seeds.interval)
+    fewer = of_starts(table[:, :2], "dt")
+    for one, other in ((ours, fewer), (ours[:12], theirs), (of_starts(table[:, :1], "lamo"),) * 2):
+        assert paired_over_starts(one, other) is None  # other starts; one seed; one start

@@ -100,7 +100,8 @@ def test_two_replications_have_no_interval_and_what_differs_is_said(tmp_path, ca
     line = out[out.index("lamo - dt"):].splitlines()[1]
     assert "2 seeds; dt steps=50  +10.0 " in line and "[" not in line and " + " not in line
     other = out[out.index("lamo-early - lamo-random "):].splitlines()[1]
-    assert other.count("not measured") == 4  # held-out losses, over other episodes, decisions, bits per byte
+    # held-out losses, over other episodes, decisions, bits per byte; and there is one target
+    assert other.count("not measured") == 5
     assert "+0.0000 of 1" in out[out.index("lamo - wiki"):].splitlines()[1]
     with pytest.raises(SystemExit, match="none is not a folder that is there"):
         claims.main(claims.OPTIONS.parse_args([str(tmp_path), str(tmp_path / "none")]))
@@ -114,7 +115,7 @@ def test_discrete_bc_is_told_apart_by_decisions_and_not_by_its_penalised_loss(tm
     out = printed(tmp_path, capsys)
     head, line = out[out.index("lamo - bc"):].splitlines()[:2]
     assert "decisions missed" in head and "+0.100 [+0.100, +0.100] +" in line
-    assert line.count("not measured") == 3  # both losses, and bits per byte
+    assert line.count("not measured") == 4  # another target, both losses, and bits per byte
     line = out[out.index("lamo - dt"):].splitlines()[1]
     assert "+0.0000 [" in line and "+0.050 [" in line
 
@@ -153,8 +154,8 @@ def test_losses_over_other_episodes_are_not_taken_off_each_other(tmp_path, capsy
                            *over_tasks):
         [line] = [line for line in lines if name in line]
         assert "+0.0 " in line or name == "mean of 2 tasks  "
-        # bits per byte never are; else both losses and the decisions missed
-        assert line.count("not measured") == (1 if measured else 4), line
+        # bits per byte never are, nor another target, nor starts here; else both losses, and decisions missed
+        assert line.count("not measured") == (3 if measured else 6), line
 
 
 def test_the_mean_over_tasks_is_of_the_seeds_that_all_have(tmp_path, capsys):
