@@ -17,8 +17,8 @@ writes  runs/RUN/eval.csv, one row an episode, with its checkpoint's losses (kit
         settings in which it is not what its name stands for
 
 All target returns and episodes of a checkpoint are played in lock-step: one batched forward for each
-environment step, over those episodes that still run. Episode i starts from the same seed for every
-target, checkpoint, method and training seed, so methods are compared on the same starts.
+environment step, over those episodes that still run. Episode i of a checkpoint starts from the same seed
+for every target and method (kit/envs.py), so methods are compared on the same starts.
 Baselines know no target, so theirs is empty and they play each start once. Their action depends on the
 newest state alone.
 normalized_score is 100 (return - random) / (expert - random) with D4RL's reference scores; Atari's expert
@@ -55,7 +55,7 @@ import torch
 
 from baselines import build_actor
 from kit import runs, video
-from kit.envs import make_env
+from kit.envs import make_env, start_seed
 from kit.imitation import columns, load_heldout
 from kit.language_models import is_another
 from kit.policy import Policy
@@ -64,9 +64,6 @@ from kit.quick import pick_device
 from lora import merge_lora
 from model import build_model
 from train import trainable
-
-EPISODE_SEED = 1_000_000  # far from the seeds of the mini data
-
 
 # --- episodes ----------------------------------------------------------------------------------
 
@@ -85,9 +82,10 @@ def jobs_of(config):
             for episode in range(config["episodes"])]
 
 
-def play_together(policy, config, envs, jobs, progress):
-    """One episode for each (target return, episode) of `jobs`, in lock-step."""
-    observations = [env.reset(seed=EPISODE_SEED + episode)[0]
+def play_together(policy, config, envs, jobs, progress, step=None):
+    """One episode for each (target return, episode) of `jobs`, in lock-step; step: the checkpoint's, if it
+    is not the last one."""
+    observations = [env.reset(seed=start_seed(config, step or config["steps"], episode))[0]
                     for env, (_, episode) in zip(envs, jobs, strict=False)]  # the last jobs may be fewer
     returns, lengths = np.zeros(len(jobs)), np.zeros(len(jobs), int)
     alive, rewards = np.arange(len(jobs)), None
@@ -204,7 +202,7 @@ def evaluate(run, device="auto", fresh=False, **overrides):
             progress.note(checkpoint=f"{step:,}")
             for first in range(played, len(jobs), n):
                 envs = envs or [make_env(config) for _ in jobs[:n]]  # once: a game takes 0.2 s to load
-                episodes = play_together(policy, config, envs, jobs[first:first + n], progress)
+                episodes = play_together(policy, config, envs, jobs[first:first + n], progress, step)
                 rows += [row_of(config, step, *episode) | losses for episode in episodes]
                 artifacts.write_csv(part, written, rows)
                 progress.expect(progress.done * lacking // (len(rows) - before))  # the others will be as long

@@ -1,6 +1,7 @@
 """The environments the paper evaluates in, each with Gymnasium's API and the dataset's observations.
 
     env = make_env(configuration("mini/kitchen-complete-0.3/lamo/seed0"))
+    env.reset(seed=start_seed(config, step, episode))
 
 MuJoCo       Gymnasium's `-v4` classes: rewards and models equal the `-v2` ones that D4RL recorded, while
              `-v5` withholds the bonus of the last step and changes Walker2d's friction.
@@ -43,6 +44,19 @@ def make_env(config):
     if "NoFrameskip" in name:
         return make_atari(name, config["horizon"])
     return gym.make(name, max_episode_steps=config["horizon"])
+
+
+EPISODE_SEED = 1_000_000  # far from the seeds of the mini data
+
+
+def start_seed(config, step, episode):
+    """The seed that an evaluated episode starts from: one for all methods and target returns. In the paper
+    profile each training seed and checkpoint has its own, as the authors' unseeded environments do; in the
+    mini profile all have the same ones, so that few episodes tell checkpoints apart."""
+    if config["profile"] == "mini":
+        return EPISODE_SEED + episode
+    own = np.random.SeedSequence((EPISODE_SEED, config["seed"], step, episode))
+    return int(own.generate_state(1)[0])
 
 
 # --- Reacher2d ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import evaluate
 from baselines import build_actor
 from kit import artifacts, lock, seals
 from kit.artifacts import LOSS_COLUMNS, RESULT_COLUMNS, heldout_path
-from kit.envs import make_env
+from kit.envs import EPISODE_SEED, make_env
 from kit.gathering import collect, episodes_of, of_run
 from kit.language_models import dt_trunk
 from kit.settings import configuration
@@ -42,7 +42,7 @@ def model():
 def one_episode(model, target, episode):
     """The plain loop of the paper's evaluation, one environment, no batching."""
     env = make_env(CONFIG)
-    observation, _ = env.reset(seed=evaluate.EPISODE_SEED + episode)
+    observation, _ = env.reset(seed=EPISODE_SEED + episode)
     states, actions, to_go, rewards, over = [], [], [target / 1000], [], False
     while not over:
         states.append((np.float32(observation) - np.float32(CONFIG["state_mean"]))
@@ -91,7 +91,7 @@ def test_atari_in_lock_step_equals_one_game_at_a_time():
     played = evaluate.play(model, config, torch.device("cpu"))
     for target, episode, total, length in played:
         env = make_env(config)
-        frames = [env.reset(seed=evaluate.EPISODE_SEED + episode)[0]]
+        frames = [env.reset(seed=EPISODE_SEED + episode)[0]]
         actions, to_go, score, over = [0], [target], 0.0, False
         while not over:
             first = max(0, len(frames) - 4)
@@ -121,6 +121,27 @@ def test_scores_count_rewards_whole():
     assert evaluate.play_together(policy, config, [env], [(100.0, 0)], None) == [(100.0, 0, 75.0, 3)]
 
 
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_starts_are_the_methods_and_targets_own_and_in_the_paper_profile_each_seeds_and_checkpoints(profile):
+    def starts(seed, method, step):
+        """{(target, episode): seed of the environment}"""
+        config = configuration(f"{profile}/hopper-medium-0.01/{method}/seed{seed}", episodes=3)
+        jobs, found = evaluate.jobs_of(config), []
+        env = types.SimpleNamespace(reset=lambda seed: (found.append(seed) or np.zeros(1), {}),
+                                    step=lambda action: (np.zeros(1), 0.0, True, False, {}))
+        policy = types.SimpleNamespace(reset=lambda targets: None, keep=lambda going: None,
+                                       act=lambda seen, rewards: np.zeros(len(seen)))
+        evaluate.play_together(policy, config, [env] * len(jobs), jobs, None, step)
+        return dict(zip(jobs, found, strict=True))
+
+    lamo, bc, later, last, other = (starts(*which) for which in (
+        (0, "lamo", 5), (0, "bc", 5), (0, "lamo", 10), (0, "lamo", None), (1, "lamo", 5)))
+    assert len(lamo) == 6 and {lamo[3600.0, n] for n in range(3)} == {*lamo.values()} == {*bc.values()}
+    several = [{*found.values()} for found in (lamo, later, last, other)]
+    assert all(len(found) == 3 for found in several)
+    assert len(set.union(*several)) == (3 if profile == "mini" else 12)
+
+
 def test_baselines_play_each_start_once_from_the_newest_state_alone():
     config = configuration("mini/hopper-medium-0.01/bc/seed0", episodes=3) | {
         "state_mean": CONFIG["state_mean"], "state_std": CONFIG["state_std"]}
@@ -130,7 +151,7 @@ def test_baselines_play_each_start_once_from_the_newest_state_alone():
     assert [(target, episode) for target, episode, _, _ in played] == [(None, 0), (None, 1), (None, 2)]
     for _, episode, total, length in played:
         env = make_env(config)
-        observation, _ = env.reset(seed=evaluate.EPISODE_SEED + episode)
+        observation, _ = env.reset(seed=EPISODE_SEED + episode)
         rewards, over = [], False
         while not over:
             state = (np.float32(observation) - np.float32(config["state_mean"])) / np.float32(

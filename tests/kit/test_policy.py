@@ -11,6 +11,7 @@ from conftest import save_cell
 import baselines
 import evaluate
 import train
+from kit.envs import start_seed
 from kit.language_models import dt_trunk
 from kit.policy import Policy
 from kit.settings import configuration
@@ -144,7 +145,7 @@ def test_a_finished_run_acts_as_its_evaluation_did(tmp_path, monkeypatch, tiny_g
 
     policy, env = evaluate.load_policy(f"runs/{run}/", "cpu"), gym.make("Hopper-v4")
     for row in rows:
-        observation, _ = env.reset(seed=evaluate.EPISODE_SEED + int(row["episode"]))
+        observation, _ = env.reset(seed=start_seed(policy.config, 4, int(row["episode"])))
         policy.reset(float(row["target_return"]) if row["target_return"] else None)
         total, length, reward, over = 0.0, 0, None, False
         while not over:

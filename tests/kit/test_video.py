@@ -10,7 +10,7 @@ from PIL import Image
 import evaluate
 import train
 from kit import artifacts, video
-from kit.envs import make_env
+from kit.envs import EPISODE_SEED, make_env
 from kit.settings import configuration
 
 WORKING = next((name for name in video.LIBRARIES if video.renders(name)), None)
@@ -76,7 +76,7 @@ def reel_of(run, monkeypatch=None, **options):
 
 
 def played(reel, action, steps):
-    reel.reset(seed=evaluate.EPISODE_SEED)
+    reel.reset(seed=EPISODE_SEED)
     for _ in range(steps):
         reel.step(action)
     reel.close()

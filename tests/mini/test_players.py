@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from evaluate import EPISODE_SEED
 from kit.artifacts import read_csv
+from kit.envs import EPISODE_SEED
 from kit.settings import configuration
 from mini import atari, players
 from tasks import TASKS, TRAINED
