@@ -75,12 +75,12 @@ def begin(folder, record, weights, optimizers, replace, fresh):
         remove_states(folder)
         return record["steps"], {}
     if not old or differs or fresh:
+        if differs or fresh:
+            (folder / "cost.json").unlink(missing_ok=True)  # which was another run's
         (folder / "final.safetensors").unlink(missing_ok=True)  # first: it says that a run is finished
         for stale in [*folder.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("eval*.json"),
                       *folder.glob("events.*")]:
             stale.unlink()
-        if differs or fresh:
-            (folder / "cost.json").unlink(missing_ok=True)  # which was another run's
         artifacts.write_json(folder / "config.json", record)
         return 0, {}
     done, logged = load_state(states, weights, optimizers)

@@ -14,7 +14,7 @@ from conftest import gone_before, one_line
 
 import evaluate
 from baselines import build_actor
-from kit import artifacts, lock, seals
+from kit import artifacts, lock, seals, settings
 from kit.artifacts import LOSS_COLUMNS, RESULT_COLUMNS, heldout_path
 from kit.envs import EPISODE_SEED, make_env
 from kit.gathering import collect, episodes_of, of_run
@@ -246,9 +246,13 @@ def interrupted(folder):
 
 def test_evaluation_is_repeatable_and_goes_on_after_an_interruption(evaluated, folder):
     whole = interrupted(folder)
-    evaluated("evaluate.py", RUN, "--episodes", "2")
+    out = evaluated("evaluate.py", RUN, "--episodes", "2").stdout
     assert (folder / "eval.csv").read_bytes() == whole
     assert not list(folder.glob("eval.*.csv"))
+    for target in ("3600", "1800"):  # what is printed is of the last checkpoint
+        scores = [float(row["normalized_score"]) for row in read(folder / "eval.csv")
+                  if (row["step"], row["target_return"]) == ("6", target)]
+        assert f"step 6, target {target}: normalised score {np.mean(scores):.1f} over 2 episodes" in out
     evaluated("-m", "kit.watch", "evaluate.py", RUN, "--episodes", "2", "--fresh")  # watched or not
     assert (folder / "eval.csv").read_bytes() == whole
     # in the precision it was trained in, which config.json says, unless another is asked for
@@ -529,6 +533,12 @@ def test_replications_of_everything_may_differ_in_their_episodes_and_in_nothing_
     assert [*found] == [("0", "0"), ("1", "1"), ("10", "10")]
     collect("mini/pong-medium-0.1")
     assert {row["seed"] for row in read("results/mini/pong-medium-0.1.csv")} == {"0", "1"}
+    # another machine, another way to keep states, a killed run that went on, each seed's own frozen weights
+    for changed in ({"threads": 9, "device": "cuda"}, {"state_every": 0.5}, {"resumed": [{"step": 3}]},
+                    {"frozen_sha256": "another"}):
+        assert {*changed} <= {"resumed", "frozen_sha256", *settings.MACHINE, *settings.KEEPING}
+        finish(1, 1, **changed)
+        collect("mini/pong-medium-0.1-dN")
     for changed in ({"lr": 0.5}, {"data": "mini-qbert-script@1"}):
         finish(1, 1, **changed)
         with pytest.raises(SystemExit, match=f"{[*changed][0]} is .* as in runs/mini/pong-medium-0.1-d1"):

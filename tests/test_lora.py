@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn as nn
+from conftest import tiny_families
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
@@ -86,6 +87,16 @@ def test_fused_layers_are_read_group_by_group_and_back(heads):
     for group in range(3):
         assert torch.equal(blocks[group, :, group], layer.lora_B.unflatten(0, (3, 8))[group])
         assert (blocks[group, :, [g for g in range(3) if g != group]] == 0).all()
+
+
+@pytest.mark.parametrize("family, shared_A, groups, heads", [
+    ("gpt2", False, 3, 1), ("gpt2", True, 1, 1), ("gpt_neox", False, 3, 3), ("gpt_neox", True, 1, 1),
+    ("opt", False, 1, 1), ("llama", False, 1, 1)])
+def test_each_familys_layers_are_known_as_what_they_fuse(family, shared_A, groups, heads):
+    trunk = tiny_families()[family]()
+    names = add_lora(trunk, rank=2, alpha=4, dropout=0.0, shared_A=shared_A)
+    assert len(names) == (2 if "gpt" in family else 6)  # of two layers
+    assert {(layer.groups, layer.heads) for layer in loras(trunk)} == {(groups, heads)}
 
 
 @pytest.mark.parametrize("shared_A, biases", [(False, True), (True, False)], ids=["loralib", "peft"])

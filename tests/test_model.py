@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn as nn
+from conftest import tiny_families
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from kit.language_models import dt_trunk
+from kit.language_models import dt_trunk, position_table
 from kit.settings import configuration
 from lora import LoRA, add_lora, train_only_lora
 from model import DecisionTransformer, build_model
@@ -174,3 +175,22 @@ def test_released_variants_squash_their_logits():
     heads = [build_model(configuration(f"mini/pong-medium-1/{method}/seed0")).predict_action
              for method in ("lamo", "lamo-released")]
     assert [type(head[-1]) for head in heads] == [nn.Identity, nn.Tanh]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox", "llama"])
+def test_what_a_family_adds_for_positions_is_not_in_the_trajectory(family):
+    """OPT's table begins with two rows that stand for no position."""
+    torch.manual_seed(0)
+    model = DecisionTransformer(tiny_families()[family](), S, A, 100, "mlp").eval()
+    with torch.no_grad():
+        before = model(**inputs())
+        table = position_table(model.trunk)
+        assert (table is None) == (family in ("gpt_neox", "llama"))
+        if table is not None:
+            nn.init.normal_(table.weight)
+        assert torch.allclose(model(**inputs()), before, atol=1e-5)
+        if table is not None:  # a text has them
+            ids = torch.arange(12)[None]
+            loss = model.language_loss(ids)
+            table.weight.zero_()
+            assert not torch.isclose(model.language_loss(ids), loss, atol=1e-3)

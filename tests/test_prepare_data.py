@@ -485,6 +485,13 @@ def test_a_given_file_is_kept_without_the_word_and_compared_with_it(prepare, mon
     assert load_provenance(path)["data"].startswith("two.hdf5@")
 
 
+def test_a_subset_in_the_name_and_another_in_words_are_one_line(prepare):
+    line = refused(prepare, "paper/hopper-medium-0.1-d3", "--subset_seed", "2")
+    assert "paper/hopper-medium-0.1-d3 names its subset, and --subset_seed 2 is another" in line
+    source = write_d4rl(prepare.folder / "one.hdf5", d4rl_arrays()[0])
+    prepare("paper/hopper-medium-0.1-d3", "--subset_seed", "3", "--data", source)
+
+
 def test_a_downloaded_file_is_not_asked_for_again(prepare, monkeypatch):
     cell = "paper/hopper-medium-0.1"
     source = write_d4rl(prepare.folder / "hopper_medium-v2.hdf5", d4rl_arrays()[0])

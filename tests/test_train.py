@@ -83,8 +83,51 @@ def test_learning_rates():
     assert 438 <= rates[:1000].argmax() <= 446 and rates.max() <= 1 and rates[1000:].min() == 0.1
     swings = 1 + np.count_nonzero(np.diff(np.sign(rates[500:] - 0.55)))
     assert 17 <= swings <= 20 and rates[8_200:11_637].max() < 0.55 < rates[16_000]
+    short = atari | {"steps": atari["warmup"]}  # which ends as the warm-up does
+    assert train.learning_rate(short, short["steps"] - 1, 1.0) == pytest.approx(atari["lr"])
     constant = [train.learning_rate(CONFIG, step, 1.0) for step in (0, 2_499, 2_500, 99_999)]
     assert constant == pytest.approx([1e-4 / 2_500, 1e-4, 1e-4, 1e-4])
+
+
+def test_data_that_the_environment_does_not_have_are_one_line(monkeypatch):
+    atari = settings.configuration("paper/breakout-medium-1/dt/seed0")  # with four buttons
+    states, frames = np.zeros((3, 11), np.float32), np.zeros((3, 84, 84), np.uint8)
+    motions, buttons = np.zeros((3, 3), np.float32), np.array([0, 1, 3])
+    for config, observations, actions, good in (
+            (CONFIG, states, motions, True), (CONFIG, states[:, :9], motions, False),
+            (CONFIG, states, motions[:, :2], False), (CONFIG, states, buttons, False),
+            (atari, frames, buttons, True), (atari, frames, buttons + 1, False),
+            (atari, frames[:, :80], buttons, False), (atari, states, buttons, False)):
+        found = {"observations": observations, "actions": actions}, {"data": "some"}
+        monkeypatch.setattr(artifacts, "load_dataset", lambda path, found=found: found)
+        if good:
+            assert train.load_data(config)[0] is found[0]
+        else:
+            with pytest.raises(SystemExit, match=f"{config['env']} does not have; .* delete it and make it"):
+                train.load_data(config)
+
+
+def test_a_text_that_is_no_batch_or_moves_nothing_is_one_line(tmp_path, monkeypatch, tiny_gpt2):
+    monkeypatch.chdir(tmp_path)
+    config = settings.configuration("paper/hopper-medium-0.1/lamo/seed0", lm=str(tiny_gpt2), lm_weight=0.1,
+                                    lm_block=16, lm_batch_size=2)
+    path = artifacts.text_path("paper", tokenizer_digest(str(tiny_gpt2)))
+    for count in (31, 32):
+        artifacts.save_arrays(path, {"text": "some"}, {"tokens": np.arange(count, dtype=np.uint16)})
+        if count == 31:
+            with pytest.raises(SystemExit, match="has 31 tokens, a batch needs 32; give a longer TEXT="):
+                train.load_text(config)
+    tokens, text = train.load_text(config)
+    assert len(tokens) == 32 and text["text"] == "some"
+    with pytest.raises(SystemExit, match="nothing of the language model trains here"):
+        train.load_text(config | {"train": "nothing"})
+    # ids of another tokenizer, which the model has no words for
+    save_cell(tmp_path)
+    monkeypatch.setattr(train, "load_text", lambda config: (tokens + 300, text))
+    with pytest.raises(SystemExit, match="tokenizer says token 331, and the model embeds 300"):
+        train.train("paper/hopper-medium-0.1/lamo/seed0", "cpu", steps=1, batch_size=2, context=2,
+                    lm=str(tiny_gpt2), lm_weight=0.1, lm_block=16, lm_batch_size=2)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_windows_are_padded_on_the_right_and_stay_in_their_episode(data):
@@ -278,6 +321,8 @@ def test_the_language_loss_is_in_the_loss_and_its_text_loaded_only_then(prepared
     assert files(folder)["final.safetensors"] == without  # a call that fails takes nothing away
     prepared("train.py", run, *SHORT, *lm, "--lm_weight", "0.1", "--replace")
     assert all(3 < float(row["language_loss"]) < 8 for row in rows())  # log(300) = 5.7 at random
+    text = artifacts.text_path("paper", tokenizer_digest(str(tiny_gpt2)))
+    assert read_config(prepared, run)["text"] == artifacts.load_provenance(prepared.folder / text)
     assert files(folder)["final.safetensors"] != without
 
 

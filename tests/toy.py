@@ -18,7 +18,7 @@ class Killed(BaseException):
     """Nothing of the kit handles it, as nothing handles kill -9."""
 
 
-def train(meanwhile=None, **changed):
+def train(meanwhile=None, replace=False, **changed):
     """A run of a toy network. meanwhile: {step: a function that is called in its update}."""
     torch.manual_seed(0)
     net, late = torch.nn.Linear(4, 2), torch.nn.Linear(2, 1)
@@ -37,7 +37,7 @@ def train(meanwhile=None, **changed):
         (meanwhile or {}).get(step + 1, bool)()
         return {"toy_loss": loss.item(), "lr": 0.1 / (step + 1)} | ({"odd": step / 7} if step % 2 else {})
 
-    fit(RECORD | changed, weights, optimizers, update, weights, "toy")
+    fit(RECORD | changed, weights, optimizers, update, weights, "toy", replace)
 
 
 def killed():

@@ -1,6 +1,7 @@
 """kit/artifacts.py: what is written is whole, and what is damaged is refused, wherever the damage is."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -35,6 +36,23 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path):
     with pytest.raises(SystemExit, match="a.npz could not be written .disk full.; nothing that was there is"):
         artifacts.write_whole(path, write)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name_and_the_old_one_reads_on(tmp_path, monkeypatch):
+    path, done = tmp_path / "a.json", []
+
+    def noted(name, call):
+        def noting(*args):
+            done.append(name)
+            return call(*args)
+        monkeypatch.setattr(os, name, noting)
+    noted("fsync", os.fsync)
+    noted("replace", os.replace)
+    artifacts.write_whole(path, lambda part: part.write_bytes(b"old"))
+    with open(path, "rb") as reader:
+        artifacts.write_whole(path, lambda part: part.write_bytes(b"new"))
+        assert reader.read() == b"old" and path.read_bytes() == b"new"
+        assert done == ["fsync", "replace"] * 2
 
 
 def test_paths():

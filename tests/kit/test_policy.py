@@ -83,6 +83,20 @@ def test_the_target_and_what_was_earned_matter():
     assert policy.remaining.tolist() == [3600.0, 3600.0, 600.0]
 
 
+@pytest.mark.parametrize("what", ["dt", "bc"])
+def test_what_is_executed_is_clipped_and_what_was_said_is_remembered(what):
+    policy = make(what)
+    monster = torch.tensor([5.0, -7.0, 0.25])
+    if what == "dt":
+        policy.predict = lambda *seen: 0 * Policy.predict(policy, *seen) + monster
+    else:
+        policy.model = lambda states: monster.expand(len(states), 3)
+    policy.reset(3600.0)
+    assert policy.act(np.zeros(11)).tolist() == [1.0, -1.0, 0.25]
+    if what == "dt":
+        assert policy.steps["actions"][0, -1].tolist() == monster.tolist()
+
+
 def test_atari_counts_rewards_by_their_sign():
     policy = make("atari")
     seen, _ = watched(policy, steps=2)

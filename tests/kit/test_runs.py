@@ -81,6 +81,26 @@ def test_the_state_is_saved_when_minutes_have_passed_and_not_at_checkpoints_alon
         patched.setattr(time, "monotonic", lambda: now[0])
         train({2: minutes_pass, 4: killed})
     assert resumed(capsys) == "resuming at step 2" and files() == once
+    for path in FOLDER.iterdir():
+        path.unlink()
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(time, "monotonic", lambda: now[0])
+        train({1: lambda: now.__setitem__(0, now[0] + 299), 3: killed})  # five minutes have not
+    assert resumed(capsys) == "training"
+
+
+def test_killed_while_it_is_replaced_a_finished_run_is_whole_or_not_finished(once, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    train()
+    (FOLDER / "cost.json").write_text("{}")
+    number = 0
+    while gone_before(number, lambda: train(replace=True, log_every=2)) and (
+            FOLDER / "final.safetensors").exists():
+        assert {name: content for name, content in files().items() if name in once} == once
+        number += 1
+    assert number > 2 and {*files()} >= {*once} - {"final.safetensors"}  # which goes first
+    train(replace=True, log_every=2)
+    assert not (FOLDER / "cost.json").exists()  # which was another run's
 
 
 def test_how_often_is_no_other_run(once, capsys):

@@ -160,6 +160,31 @@ def test_the_papers_settings():
         "target_returns": (14000.0,)}
 
 
+@pytest.mark.parametrize("task, lr, weight_decay, context, targets, scale, lm_weight", [
+    ("hopper-medium", 1e-4, 1e-5, 20, (3600, 1800), 1000, 0),
+    ("reacher2d-medium", 1e-4, 1e-5, 5, (76, 40), 10, 0),
+    ("halfcheetah-medium", 1e-4, 1e-5, 20, (12000, 8000), 1000, 0),
+    ("walker2d-medium", 1e-4, 1e-5, 20, (5000, 2500), 1000, 0),
+    ("kitchen-complete", 1e-4, 1e-5, 20, (5, 4), 1, 0.1), ("kitchen-partial", 1e-4, 1e-5, 20, (5, 4), 1, 0.1),
+    ("breakout-medium", 1e-3, 1e-2, 30, (120, 90), 1, 0), ("qbert-medium", 1e-3, 1e-5, 30, (14000,), 1, 0),
+    ("pong-medium", 3e-4, 1e-1, 30, (20, 10), 1, 0)])
+def test_the_papers_table_6(task, lr, weight_decay, context, targets, scale, lm_weight):
+    """And, per task, what docs/differences.md says of the language loss."""
+    config = configuration(f"paper/{task}-1/lamo/seed0")
+    assert (config["lr"], config["weight_decay"], config["context"], config["target_returns"]) == (
+        lr, weight_decay, context, targets)
+    assert (config["return_scale"], config["lm_weight"]) == (scale, lm_weight)
+    steps, window = (50_000, 4) if task == "breakout-medium" else (100_000, 8)
+    assert (config["steps"], config["score_window"], config["eval_every"]) == (steps, window, 2_500)
+
+
+def test_what_a_machine_keeps_and_how_often_is_no_change_of_settings():
+    run = "paper/hopper-medium-0.1/dt/seed0"
+    config = json.loads(json.dumps(configuration(run)))  # as it is recorded
+    assert settings.changed(run, config | {"state_every": 0.5, "dtype": "bfloat16"}) == ""
+    assert settings.changed(run, config | {"lr": 0.5}) == "lr=0.5"
+
+
 def test_what_the_released_code_does_otherwise_is_one_word():
     for task, dropout in (("kitchen-partial", 0.1), ("breakout-medium", 0.0)):
         config = configuration(f"paper/{task}-1/lamo-released/seed0")

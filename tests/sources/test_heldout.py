@@ -102,10 +102,22 @@ def test_a_file_gives_what_the_cell_leaves_out(folder, capsys):
     path.write_bytes(whole)
     prepare("paper/hopper-medium-0.1", "--data", folder / "third.hdf5")
     assert artifacts.load_provenance(path)["data"].startswith("third.hdf5@")
+    # or those of another subset of the same data, some of which this one trains on
+    good = path.read_bytes()
+    prepare("paper/hopper-medium-0.1-d1", "--data", folder / "third.hdf5")
+    path.write_bytes(artifacts.heldout_path("paper/hopper-medium-0.1-d1").read_bytes())
+    assert {*artifacts.load_provenance(path)["episodes"]} & {
+        *artifacts.load_provenance(artifacts.dataset_path("paper/hopper-medium-0.1"))["episodes"]}
+    prepare("paper/hopper-medium-0.1", "--data", folder / "third.hdf5")
+    assert path.read_bytes() == good
     # another file that is held out from a cell goes with the data that replace it
     write_d4rl(folder / "other.hdf5", d4rl_arrays(episodes=9, seed=1)[0])
     prepare("paper/hopper-medium-0.1", "--data", folder / "other.hdf5")
     assert len(artifacts.load_provenance(artifacts.heldout_path("paper/hopper-medium-0.1"))["episodes"]) == 8
+    # and where they leave nothing out, nothing stays
+    write_d4rl(folder / "one.hdf5", d4rl_arrays(episodes=1)[0])
+    prepare("paper/hopper-medium-0.1", "--data", folder / "one.hdf5")
+    assert not path.exists()
 
 
 def test_replayed_games_are_read_once_and_told_apart(folder):

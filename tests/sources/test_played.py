@@ -105,6 +105,15 @@ def test_the_digest_of_a_script_is_of_its_files(tmp_path, monkeypatch):
         before = after
 
 
+def test_episodes_of_another_version_are_never_put_into_one_file(monkeypatch):
+    before = played.code_digest()
+    assert played.code_digest() == before
+    for package in ("gymnasium", "mujoco", "cv2"):
+        with monkeypatch.context() as patched:
+            patched.setattr(getattr(played, package), "__version__", "another")
+            assert played.code_digest() != before
+
+
 def test_a_missing_player_is_one_line_and_no_worker_hangs(tmp_path, monkeypatch):
     monkeypatch.setattr(players, "WEIGHTS", tmp_path)
     with pytest.raises(SystemExit, match="hopper.npz holds no player"):

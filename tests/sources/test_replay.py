@@ -84,6 +84,7 @@ def test_a_damaged_replay_file_ends_in_one_line(tmp_path, part, damage):
     ({"action": lambda a: a[:-3]}, "damaged"), ({"action": lambda a: a + 9}, "another game"),
     ({"action": lambda a: a[:50]}, "damaged"), ({"action": lambda a: a - 1}, "another game"),
     ({"terminal": lambda a: a * 0}, "no finished episode"), ({"reward": lambda a: a * np.nan}, "not finite"),
+    ({"terminal": lambda a: a * 2}, "has a terminal 2"),
     ({"observation": lambda a: a[:, :80]}, "no DQN replay"),
     ({"observation": lambda a: a.astype(np.float32)}, "no DQN replay")])
 def test_a_wrong_replay_ends_in_one_line(tmp_path, change, said):
@@ -92,6 +93,16 @@ def test_a_wrong_replay_ends_in_one_line(tmp_path, change, said):
     with pytest.raises(SystemExit, match=said) as stop:
         replay.load(PONG, str(tmp_path), OPTIONS)
     assert "ckpt.10.gz" in str(stop.value) and "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("more, said", [(-1, "ends 1 bytes early"), (1, "ends 1 bytes late")])
+def test_frames_behind_the_last_episode_are_counted_too(tmp_path, more, said):
+    arrays, _ = replay_arrays(actions=6)
+    path = write_replay(tmp_path, arrays)["observation"]
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole[:more] if more < 0 else whole + bytes(more)))
+    with pytest.raises(SystemExit, match=f"ckpt.10.gz is not a readable .npy.gz .it {said}"):
+        replay.load(PONG, str(tmp_path), OPTIONS)
 
 
 def test_missing_replay_files_are_named(tmp_path):
