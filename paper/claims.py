@@ -58,6 +58,7 @@ CLAIMS = (
     ("pre-training helps, SmolLM2's first 2 blocks", beside("lamo-smollm2-2", "lamo-smollm2-2-random")),
     ("pre-training helps, its first 8 blocks", beside("lamo-smollm2-8", "lamo-smollm2-8-random")),
     ("LoRA rather than fine-tuning", beside("lamo", "lamo-full", "lamo-frozen")),
+    ("LoRA's rank", beside("lamo", "lamo-rank4", "lamo-rank64")),
     ("MLP embeddings", beside("lamo-mlp", "lamo-linear")),
     ("the language loss", beside("lamo-lm0.1", "lamo-lm0", "lamo-lm1")),
     (FEW_DATA, beside("lamo", "dt")),
