@@ -70,6 +70,7 @@ MEASURES = (("score", "{:+.1f}", "score"), ("smallest_target_score", "{:+.1f}", 
             ("lowest_heldout_loss", "{:+.4f}", "its least"),
             ("heldout_decisions", "{:+.3f}", "decisions missed"),
             ("bits_per_byte", "{:+.3f}", "bits per byte"))
+WAYS = ("smallest_target_score", "last_score", "starts")  # in which a score may come out otherwise
 LOSSES = ("heldout_loss", "lowest_heldout_loss")
 HELD_OUT = (*LOSSES, "heldout_decisions")
 FEWEST = 3  # replications that an interval is said of: that of two says next to nothing
@@ -252,8 +253,19 @@ def say(pair, form, count):
     if len(pair.seeds) < FEWEST:
         return said
     low, high = pair.interval
-    sign = " +" if low > 0 else " -" if high < 0 else ""
-    return f"{said} [{form.format(low)}, {form.format(high)}]{sign}"
+    return f"{said} [{form.format(low)}, {form.format(high)}]{('', ' +', ' -')[told(pair)]}"
+
+
+def told(pair):
+    """1 or -1 where a Paired's interval leaves 0 out, and its sign; else 0, also of fewer than FEWEST."""
+    low, high = pair.interval if len(pair.seeds) >= FEWEST else (0, 0)
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def holds(comparison):
+    """Whether the score tells, and the same in each other way of WAYS in which it was measured."""
+    signs = {told(comparison.pairs[what]) for what in ("score", *WAYS) if comparison.pairs.get(what)}
+    return signs in ({1}, {-1})
 
 
 # --- the table ---------------------------------------------------------------------------------

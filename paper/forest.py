@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper.claims import CLAIMS, FEW_DATA, FEWEST, comparisons, means_of, of_second
+from paper.claims import CLAIMS, FEW_DATA, FEWEST, comparisons, holds, means_of, of_second, told
 from paper.figures import LOOKS, grid_lines, of_profile, stamp
 from paper.grid import name_of
 
@@ -29,8 +29,9 @@ def picture(found, profile, every=True):
         return None
     return "The claims, one by one", draw(drawn, profile), (
         "What the first method differs by from the second, over the replications that both have; right of 0 "
-        "speaks for the first. Lines are 95 % intervals; where one leaves 0 out, it is coloured and its mark "
-        "filled, and an arrow stands where it goes on. Per cent are of the second's mean loss. Diamonds are "
+        "speaks for the first. Lines are 95 % intervals, coloured where one leaves 0 out; then the mark is "
+        "filled, a score's if the same is told at the smallest target, at the last checkpoint and from other "
+        "starts. An arrow stands where a line goes on. Per cent are of the second's mean loss. Diamonds are "
         "means over tasks, each at its lowest ratio, or of what that differs by from the next ratio. "
         f"{of_profile(profile)}")
 
@@ -57,7 +58,7 @@ def draw(drawn, profile):
     for y, (_, pair) in enumerate(rows):
         if pair is not None:
             marker = "D" if pair.per_cent else "o"
-            draw_line(axes[0], y, pair.pairs["score"], 1, marker)
+            draw_line(axes[0], y, pair.pairs["score"], 1, marker, holds(pair))
             draw_line(axes[1], y, pair.pairs["heldout_loss"], per_cent(pair), marker)
     axes[0].set_yticks(range(len(rows)), [text for text, _ in rows], fontsize=7.5)
     for label, (_, pair) in zip(axes[0].get_yticklabels(), rows, strict=True):
@@ -83,18 +84,19 @@ def per_cent(comparison):
     return -100 / mean if mean else 0
 
 
-def draw_line(axis, y, pair, scale, marker):
-    """A Paired times `scale`; nothing where there is none, or nothing to measure it by."""
+def draw_line(axis, y, pair, scale, marker, filled=True):
+    """A Paired times `scale`; nothing where there is none, or nothing to measure it by. filled: its mark, if
+    it tells."""
     if pair is None or not scale:
         return
     difference = scale * pair.difference
     ends = sorted(scale * end for end in pair.interval) if len(pair.seeds) >= FEWEST else None
-    colour = OPEN if not ends or ends[0] <= 0 <= ends[1] else FOR if difference > 0 else AGAINST
+    colour = OPEN if not told(pair) else FOR if difference > 0 else AGAINST
     if ends:
         width = 1.6 if marker == "o" else 2.4
         axis.plot(ends, (y, y), color=colour, lw=width, solid_capstyle="butt", gid="interval")
     axis.plot(difference, y, marker, ms=4.5, color=colour, zorder=3,
-              mfc="white" if colour == OPEN else colour)
+              mfc=colour if filled and told(pair) else "white")
 
 
 def clip(axis):

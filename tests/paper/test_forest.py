@@ -38,6 +38,21 @@ def test_right_is_for_the_first_method_on_both_sides():
     assert losses[3][1:] == (forest.OPEN, False) and losses[5][1:] == (forest.AGAINST, True)
 
 
+def test_a_score_is_filled_if_it_holds_at_the_smallest_target_and_the_last_checkpoint_too():
+    def lamo(smallest, last):
+        rows = [row | {"score_window": 2} for row in runs("lamo", *LAMO)]
+        rows = [row | {"normalized_score": row["normalized_score"] + (last if row["step"] == 2 else -last)}
+                for row in rows]
+        return rows + [row | {"target_return": 1800.0, "normalized_score": row["normalized_score"] + smallest}
+                       for row in rows]
+    theirs = [row | {"score_window": 2, "target_return": None} for row in runs("bc", *DT)]
+    for changed, filled in (((0, 0), True), ((-10, 0), False), ((-20, 0), False), ((0, -9), False),
+                            ((9, 0), True)):
+        found = {("mini", "hopper-medium-0.01"): [lamo(*changed) + theirs]}
+        (_, (scores, _)) = drawn(found)
+        assert scores[1] == (pytest.approx(10.0), forest.FOR, filled), changed
+
+
 def test_intervals_of_losses_are_in_per_cent_and_turned_round():
     rows = runs("lamo", *LAMO) + runs("dt", *DT) + runs("wiki", *BAD)
     figure, _ = drawn({("mini", "hopper-medium-0.01"): [rows]})
