@@ -8,8 +8,8 @@ reads   every CELL.csv and CELL-dN.csv of the folders; of a cell's files the one
 prints  for each claim, pair of methods and cell: the difference, first less second, with its 95 % interval
         over the replications that both have (kit/statistics.py), of the score at the largest target, which
         also stands there at the smallest target, at the last checkpoint alone, and over other starts; of the
-        held-out action loss over the same checkpoints, of its least, and of the bits per byte that the
-        language models take for prose; of few data also what LaMo - DT differs by between two ratios, of
+        held-out action loss over the same checkpoints, of its least, of Atari's decisions missed, and of
+        the bits per byte that the language models take for prose; of few data also what LaMo - DT differs by between two ratios, of
         losses where both are of the same held-out episodes; the mean over tasks of all this; then what is
         missing. Nothing is trained.
 
@@ -56,7 +56,7 @@ CLAIMS = (
     ("what of pre-training helps", (("lamo-early", "lamo-random"), ("lamo-markov", "lamo-random"),
                                     ("lamo-random-corpus", "lamo-random"))),
     ("pre-training helps, SmolLM2's first 2 blocks", beside("lamo-smollm2-2", "lamo-smollm2-2-random")),
-    ("pre-training helps, its first 8 blocks", beside("lamo-smollm2-8", "lamo-smollm2-8-random")),
+    ("pre-training helps, SmolLM2's first 8 blocks", beside("lamo-smollm2-8", "lamo-smollm2-8-random")),
     ("LoRA rather than fine-tuning", beside("lamo", "lamo-full", "lamo-frozen")),
     ("LoRA's rank", beside("lamo", "lamo-rank4", "lamo-rank64")),
     ("MLP embeddings", beside("lamo-mlp", "lamo-linear")),
