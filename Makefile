@@ -93,7 +93,7 @@ help:
 	@echo "make test-long                   attacks on all that the kit keeps, an hour: docs/reliability.md"
 	@echo "make benchmark                   speed beside peft and stock transformers, half an hour"
 	@echo "make videos                      an episode of each task that has a finished run, as a GIF"
-	@echo "make clean                       results, figures and videos         make clean-runs   and runs"
+	@echo "make clean                       results, report and videos          make clean-runs   and runs"
 	@echo
 	@echo "  PROFILE=$(PROFILE)             mini: ships with the kit; paper: its data, GPT-2, its settings"
 	@echo "  METHODS=\"$(METHODS)\"         of: $(ALL_METHODS)"
@@ -101,7 +101,7 @@ help:
 	@echo "  SUBSETS=                 seed: seed N trains on subset N, and the table is CELL-dN; or make CELL-d3"
 	@echo "  CELLS=                   what make all, plan, status, sbatch and videos are of, if not of all cells"
 	@echo "  RESULTS=                 folders that make claims reads, e.g. RESULTS=results/shipped/mini"
-	@echo "  LM=                      a hub name, a folder, a GGUF file, mini, mini-random, mini-early, smollm2:"
+	@echo "  LM=                      a hub name, a folder, a GGUF file, smollm2, mini, mini-random ...:"
 	@echo "                           the trunk of the methods whose row in tasks.py names none"
 	@echo "  DATA=                    paper: D4RL's HDF5 or DQN replay's files, their folder (or one with a"
 	@echo "                           folder a suite: mujoco kitchen reacher2d atari), or a URL"
@@ -199,7 +199,7 @@ planned = $(filter $1:$*,$(PLAN))
 ready   = $(if $(INNER)$(READY),,$(VENV)/ready)
 
 # --- the stages --------------------------------------------------------------------------------
-# What a file depends on stands behind the |, because a finished run is never made anew by a date. kit.watch
+# What a file depends on stands behind the |, because a finished run is never trained anew by a date. kit.watch
 # stands before what computes: it keeps its log and its cost, and lets nobody do the same thing beside it.
 
 stage   = $(LAUNCH) $(PYTHON) -m kit.watch

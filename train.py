@@ -114,8 +114,8 @@ def make_optimizer(model, config):
     model selects nothing: utils.py). Unlike it, biases, LayerNorm and the time table do not decay."""
     decay, rest = [], []
     for name, p in trainable(model).items():
-        table = p.dim() < 2 or "embed_timestep" in name
-        (rest if table else decay).append(p)
+        spared = p.dim() < 2 or "embed_timestep" in name
+        (rest if spared else decay).append(p)
     return torch.optim.AdamW([{"params": decay, "weight_decay": config["weight_decay"]},
                               {"params": rest, "weight_decay": 0.0}],
                              lr=config["lr"], betas=(0.9, 0.999), eps=config["adam_eps"])

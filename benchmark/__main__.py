@@ -22,6 +22,7 @@ what is left out because nobody reads it counts.
 
 import argparse
 
+from kit import signals
 from kit.settings import COUNT, THREADS, Options
 
 OPTIONS = Options(__doc__)
@@ -34,6 +35,7 @@ OPTIONS.add_argument("--write", action="store_true", help="write docs/speed.md f
 OPTIONS.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # the process of that row
 
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a moment
 
 import importlib

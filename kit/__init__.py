@@ -18,7 +18,7 @@ gathering        the runs of a cell in one file
 statistics       scores, their intervals, differences of two methods, and what is said over many cells
 results          what figures and tables read: a cell's episodes, the paper's scores
 looks            a method's colour and marker
-policy           how a trained network acts in them
+policy           how a trained network acts in an environment
 video            a finished run's episodes as a moving picture
 
 `fail` is how every program of the kit ends on bad input, and `in_one_line` how on what the machine refuses.

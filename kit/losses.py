@@ -20,7 +20,7 @@ def draw_losses(axis, rows, style):
         steps = sorted({row["step"] for row in own})
         course = np.array(steps) / max(steps[-1], 1)
         for name, look in (("heldout_loss", style(method) | {"ms": 5, "mec": "white", "mew": 0.4}),
-                           ("train_loss", {"color": style(method)["color"], "ls": ":", "lw": 1})):
+                           ("train_loss", style(method) | {"ls": ":", "lw": 1, "ms": 3})):
             axis.plot(course, [np.mean([row[name] for row in own if row["step"] == step])
                                for step in steps], **look)
     handles += axis.plot([], [], color="grey", ls=":", lw=1, label="dotted: the loss in training")

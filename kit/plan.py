@@ -55,7 +55,13 @@ def asked(cells, every, make):
         words = shlex.split(make["ARGS"])
     except ValueError as error:
         settings.fail(f"ARGS={make['ARGS']!r} cannot be read ({error})")
-    overrides = vars(settings.options("", run="none").parse_args(words))
+    try:
+        overrides = vars(settings.options("", run="none").parse_args(words))
+    except SystemExit as stop:
+        if not isinstance(stop.code, str):  # --help
+            raise
+        said = stop.code.partition(": ")[2].removesuffix("; see --help")
+        settings.fail(f"ARGS={make['ARGS']!r}: {said}; python train.py --help names the settings")
     if overrides["lm"]:
         settings.fail(f"ARGS= names a language model; say LM={overrides['lm']}, which is for the methods "
                       "whose row names none, and for the text")

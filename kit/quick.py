@@ -117,10 +117,12 @@ def attend(query, key, value, mask, p, scaling):
 
 
 def attention(module, query, key, value, mask, dropout=0.0, scaling=None, **rest):
-    """What transformers calls for (B, heads, T, H / heads). PyTorch's own, but on a CPU with dropout.
+    """What transformers calls for (B, heads, T, H / heads). PyTorch's own on a GPU, and for long texts
+    without dropout.
 
-    There PyTorch keeps the (T, T) matrices of all layers, 5 GB for GPT-2 and 2 x 1,024 tokens of text.
-    Here a text's are made for 128 queries at a time, up to the last of them, and anew in the backward pass.
+    On a CPU with dropout PyTorch keeps the (T, T) matrices of all layers, 5 GB for GPT-2 and 2 x 1,024
+    tokens of text. Here they are made for 128 queries at a time, up to the last of them, and anew in the
+    backward pass.
     A trajectory's 60 tokens are one such part: as fast as PyTorch's in float32, and five times as fast in
     bfloat16 where that was measured once, on a CPU with AMX.
     """

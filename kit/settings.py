@@ -14,7 +14,7 @@ import os
 import re
 import sys
 
-from kit import fail, signals
+from kit import fail, in_one_line, signals
 from tasks import BASELINE, CHOICES, DEFAULTS, METHODS, MINI, PROFILES, RANGES, SEQUENCE, TASKS
 
 # What a finished run can be played with anew; everything else makes another run.
@@ -309,7 +309,7 @@ class Options(argparse.ArgumentParser):
 def without_package(kind, error, trace):
     """sys.excepthook of a program."""
     if not issubclass(kind, ModuleNotFoundError):
-        sys.__excepthook__(kind, error, trace)
+        in_one_line(kind, error, trace)
         return
     try:
         fail(f"the package {error.name} is not installed in {sys.executable}; make setup installs what is "
@@ -369,6 +369,7 @@ def listing():
 
 
 if __name__ == "__main__":
+    signals.catch()
     signals.end_with_reader()
     if len(sys.argv) > 2:
         fail(f"one run is asked for, and not {' '.join(sys.argv[1:])!r}; see --help")

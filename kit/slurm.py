@@ -16,7 +16,7 @@ does one that failed; what waits for it is cancelled, too. The next `make sbatch
 reads   make's variables PROFILE METHODS SEEDS SUBSETS LM DATA TEXT ARGS REPLACE FRESH TENSORBOARD, and
             THREADS  processors of a job; 1 if it is empty
             SBATCH   more options of sbatch, as its manual has them
-            ARRAY    the largest array; what Slurm allows if it is empty
+            ARRAY    the largest array; if it is empty 1,000, or what Slurm allows if that is less
         squeue, whose comment names the file of a job
 writes  build/slurm/NAME.jsonl      a line an element: {"name": a run, "commands": [[word, ...], ...]}
         build/slurm/NAME-INDEX.txt  what an element printed; a run's log.txt has the same

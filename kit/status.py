@@ -162,10 +162,7 @@ def say_plan(found, make):
     there = sum((Path("data") / f"{cell}.npz").exists() for cell in cells)
     lines += [f"to come: {in_all(found, times)}",
               f"data: {there} of {len(cells)} cells are there; making the others is not counted"]
-    if differ := [run for run in found if run.state == "differs"]:
-        lines += [f"{len(differ)} differ from what is asked, and make refuses that; the first: "
-                  f"{differ[0].name}: {differ[0].why}"]
-    return lines
+    return lines + [differ] if (differ := said_differ(found)) else lines
 
 
 def row_of_plan(name, runs, times):
@@ -206,9 +203,19 @@ def say_status(found, make, height, width):
     lines += section("failed", [line for of_run in said[:kept] for line in of_run], None)
     lines += [f"  ... and {len(said) - kept} more"] * (len(said) > kept)
     if waiting := [run for run in found if run.state in ("waiting", "stopped")]:
-        begun = [run for run in waiting if run.steps or run.trained]
+        begun = [run for run in waiting
+                 if run.steps or run.trained or any(folder_of(run.name).glob("state*.safetensors"))]
         lines += ["", f"waiting: {len(waiting)}, {len(begun)} of them begun; next {waiting[0].name}"]
+    if differ := said_differ(found):
+        lines += ["", differ]
     return [line[:width] for line in lines]
+
+
+def said_differ(found):
+    """One line on the runs that are not what is asked for; empty if there is none."""
+    differ = [run for run in found if run.state == "differs"]
+    return differ and (f"{len(differ)} differ from what is asked, and make refuses that; the first: "
+                       f"{differ[0].name}: {differ[0].why}")
 
 
 def section(title, lines, most):

@@ -278,6 +278,9 @@ def main(command, gpus):
                 code, log.began = stop.code, time.monotonic()
             code, said = code_of(code)
             log.close(f"{said} after {time.monotonic() - log.began:.1f} s, {clock()}")
+            if code == 128 + signal.SIGKILL:  # which the stage itself could not say
+                print(f"{name}: killed (SIGKILL), by the system where memory is short: --batch_size, or in "
+                      "evaluation --at_once, asks for less; the same command goes on", file=sys.stderr)
             add_cost(folder, stage, took(log.began) | steps_of(folder) | {
                 "exit": code, "ended": clock(), "host": lock.owner["host"]})
         finally:

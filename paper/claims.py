@@ -9,9 +9,9 @@ prints  for each claim, pair of methods and cell: the difference, first less sec
         over the replications that both have (kit/statistics.py), of the score at the largest target, which
         also stands there at the smallest target, at the last checkpoint alone, and over other starts; of the
         held-out action loss over the same checkpoints, of its least, of Atari's decisions missed, and of
-        the bits per byte that the language models take for prose; of few data also what LaMo - DT differs by between two ratios, of
-        losses where both are of the same held-out episodes; the mean over tasks of all this; then what is
-        missing. Nothing is trained.
+        the bits per byte that the language models take for prose; of few data also what LaMo - DT differs
+        by between two ratios, of losses where both are of the same held-out episodes; the mean over tasks of
+        all this; then what is missing. Nothing is trained.
 
 A mean over tasks is of each task's lowest ratio that has at least FEWEST replications, losses in per cent of
 the second method's. Seed N of all tasks together is one replication, because seeds share random numbers. Its
@@ -33,6 +33,7 @@ OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("folders", nargs="+", type=Path, help="of CSV files, one a cell")
 OPTIONS.add_argument("--otherwise", type=Path, help="a folder to read where those hold nothing")
 if __name__ == "__main__":
+    signals.catch()
     signals.end_with_reader()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
 

@@ -153,7 +153,7 @@ def draw_bars(axis, place, cells, names, methods, paper):
             tops.append(np.mean(theirs))
         if have:
             axis.annotate(f"{round(mean)}", (x, max(tops)), (0, 5 if theirs else 2), ha="center",
-                          va="bottom", textcoords="offset points", fontsize=6.5)
+                          va="bottom", textcoords="offset points", fontsize=6.5, zorder=6)
         if have and part:
             axis.annotate(f"{len(have)} of {len(exist)}", (x, 0), (0, 4), textcoords="offset points",
                           ha="center", va="bottom", rotation=90, fontsize=6, zorder=5,
@@ -218,10 +218,12 @@ def curves(cells, profile, suite):
     figure = Figure((11, 0.9 + 2.3 * deep), layout="constrained")
     axes = figure.subplots(deep, columns, squeeze=False, sharex=True).flat
     for axis, cell in zip(axes, names, strict=False):
-        for method in methods_of(cells, [cell]):
-            draw_curve(axis, cells[cell][method])
-        if np.isfinite(cells[cell][method]["data_score"]):
-            axis.axhline(cells[cell][method]["data_score"], color="grey", ls=(0, (1, 2)), lw=1)
+        own = [cells[cell][method] for method in methods_of(cells, [cell])]
+        for line in own:
+            draw_curve(axis, line)
+        mean = max(own, key=lambda line: len(line["seeds"]))["data_score"]  # of most subsets
+        if np.isfinite(mean):
+            axis.axhline(mean, color="grey", ls=(0, (1, 2)), lw=1, gid="data")
         axis.set_title(cell)
         axis.set_xlim(0, 1.03)
         grid_lines(axis)

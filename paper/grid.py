@@ -65,7 +65,8 @@ def attempt(troubles, function, *arguments):
     try:
         return function(*arguments)
     except SystemExit as stop:
-        troubles.append(str(stop.code).partition(": ")[2])
+        said, files = str(stop.code).partition(": ")[2], [one for one in arguments if isinstance(one, Path)]
+        troubles.append("".join(f"{path}: " for path in files if str(path) not in said) + said)
 
 
 def more_of(line, rows, troubles):

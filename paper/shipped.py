@@ -22,19 +22,20 @@ import hashlib
 import json
 from pathlib import Path
 
-from kit import settings
+from kit import settings, signals
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("--missing", action="store_true", help="words for make")
 OPTIONS.add_argument("--take", action="store_true", help="the rows of finished runs")
 OPTIONS.add_argument("--write", action="store_true", help="what the documents say of them")
 if __name__ == "__main__":
+    signals.catch()
     ARGS = OPTIONS.parse_args()  # before the imports below, which take a second
 
 import numpy as np
 
 import plot
-from kit import artifacts, seals, signals
+from kit import artifacts, seals
 from kit.results import data_score, load_cell
 from kit.statistics import mean_over_tasks, replications, summarise
 from paper import forest

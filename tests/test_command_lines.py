@@ -10,8 +10,10 @@ import contextlib
 import io
 import os
 import random
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import save_cell
@@ -243,3 +245,13 @@ def test_wrong_words_for_make(place):
             watch.work_of(words)
         assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("module", ["paper.claims", "kit.settings", "paper.shipped"])
+def test_a_full_disk_is_one_line_of_what_prints(module):
+    words = {"paper.claims": ["results/shipped/mini"], "paper.shipped": ["--missing"]}.get(module, [])
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", module, *words], cwd=Path(__file__).parents[1],
+                              stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "No space left on device; nothing that was there is lost" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -87,6 +87,9 @@ def test_one_folder_under_two_names_is_one_language_model(asked, refused, tmp_pa
 
 def test_a_language_model_in_args_would_miss_the_text(refused):
     assert "say LM=mini-random" in refused(ARGS="--lm mini-random")
+    for words in ("--stepz 4", "--steps 0", "--trunk none"):
+        line = refused(ARGS=words)
+        assert f"ARGS={words!r}: " in line and "python train.py --help names the settings" in line
 
 
 def test_another_text_is_looked_at_also_for_a_finished_run(asked, tmp_path):

@@ -139,8 +139,9 @@ def test_the_plan_counts_each_run_once_and_says_what_is_unknown(grid):
     assert rows["hopper-medium"] == ["4", "1", "3", "2.8", "min", "2.8", "min", "2"]
     assert "8 runs, 1 done, 7 waiting" in lines[0]
     assert "8.5 min, one run at a time, and 4 runs of kinds" in "\n".join(lines)
-    differs = "\n".join(status.say_plan(list(grid(ARGS="--lr 0.5").values()), MAKE))
-    assert "1 differ" in differs and "REPLACE=1" in differs and DT + "0" in differs
+    for say in (status.say_plan, lambda found, make: status.say_status(found, make, 40, 400)):
+        differs = "\n".join(say(list(grid(ARGS="--lr 0.5").values()), MAKE))
+        assert "1 differ" in differs and "REPLACE=1" in differs and DT + "0" in differs
 
 
 def test_one_screen_has_where_since_when_how_far_and_the_end_of_the_log(grid):

@@ -94,7 +94,8 @@ def test_signals_are_passed_on_and_the_stage_has_time_to_save(watched, number):
 
 def test_a_killed_stage_is_in_the_log(watched):
     process = watched("os.kill(os.getpid(), 9)")
-    process.communicate(timeout=60)
+    said = process.communicate(timeout=60)[1]
+    assert "killed (SIGKILL), by the system where memory is short: --batch_size" in said
     assert process.returncode == 137 and "exit code 137 (SIGKILL)" in log(watched)
     assert cost(watched)["last"]["exit"] == 137
 

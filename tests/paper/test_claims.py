@@ -78,11 +78,12 @@ def test_what_cannot_be_read_is_said_and_hides_nothing(tmp_path, capsys):
     (tmp_path / "hopper-medium-0.1.csv").write_text("a,b\n1,2\n")
     write(tmp_path / "hopper-medium-1.csv", runs("lamo", *LAMO))
     (tmp_path / "hopper-medium-0.5.csv.gz").write_bytes(b"\x1f\x8bno")
+    write(tmp_path / "foo.csv", runs("lamo", *LAMO))
     out = printed(tmp_path, capsys)
     assert "lamo - dt" in out
     assert claims.main(claims.OPTIONS.parse_args([str(tmp_path)])) == 1  # as the report does
     capsys.readouterr()
-    for name in ("hopper-medium-0.1.csv", "hopper-medium-1.csv", "hopper-medium-0.5.csv.gz"):
+    for name in ("hopper-medium-0.1.csv", "hopper-medium-1.csv", "hopper-medium-0.5.csv.gz", "foo.csv"):
         assert sum(name in line for line in out.splitlines() if line.startswith("not in it")) == 1
     for folder, more in (("mini", ""), ("paper", " PROFILE=paper")):
         (tmp_path / folder).mkdir()

@@ -122,6 +122,16 @@ def test_curves_are_means_over_seeds(made, cells):
     assert line["curve"][1] == pytest.approx((2 / 3, statistics.fmean(seeds), statistics.stdev(seeds)))
 
 
+def test_the_data_of_a_curve_are_those_of_the_method_with_most_seeds(cells):
+    of_cell = {method: line | {"data_score": 30.0 if method == "dt" else 50.0, "seeds": [0, 1, 2][:count]}
+               for (method, line), count in zip(cells["hopper-medium-1"].items(), (1, 2, 2, 2, 2, 2, 2, 2),
+                                                strict=False)}
+    of_cell["dt"]["seeds"] = [0, 1, 2]
+    _, figure, _ = figures.curves({"hopper-medium-1": of_cell}, "paper", "mujoco")
+    (line,) = [line for line in figure.axes[0].get_lines() if line.get_gid() == "data"]
+    assert {*line.get_ydata()} == {30.0}
+
+
 # --- grids of one cell, and text from files ----
 
 @pytest.mark.parametrize("cell, methods", [
