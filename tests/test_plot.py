@@ -155,6 +155,9 @@ def test_the_papers_scores_stand_hollow_beside_paper_runs_only():
         axis = plot.draw(f"{profile}/hopper-medium-0.01", rows, summarise(rows)).axes[1]
         hollow = [line.get_xdata()[0] for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
         assert hollow == ([52.0, 41.9, 50.2] if profile == "paper" else [])
+        if profile == "paper":  # with what the paper prints behind its ±
+            ends = axis.containers[0].lines[2][0].get_segments()[0][:, 0]
+            assert [*ends] == pytest.approx([52.0 - 4.6, 52.0 + 4.6])
         assert labels(axis)[:3] == ["lamo at 3600", "at 1800", "the paper" if profile == "paper" else
                                     "dt at 3600"]
 
@@ -202,6 +205,18 @@ def test_marks_and_curves_are_means():
     marks = [line.get_xdata()[0] for line in scores.get_lines()
              if line.get_marker() == plot.style("lamo")["marker"] and len(line.get_xdata()) == 1]
     assert marks == pytest.approx([33])
+    # one dot a seed, and Student's interval of three: t is 4.303
+    dots, = [line for line in scores.get_lines() if len(line.get_xdata()) == 3]
+    assert [*dots.get_xdata()] == [13, 23, 63]
+    half = 4.303 * np.std([10, 20, 60], ddof=1) / np.sqrt(3)
+    ends, = [line for line in scores.get_lines() if line.get_marker() == "|"]
+    assert [*ends.get_xdata()] == pytest.approx([33 - half, 33 + half], rel=1e-3)
+    assert [*curves.get_lines()[0].get_xdata()] == [0.5, 1.0]
+    band, = curves.collections
+    edges = band.get_paths()[0].vertices
+    for share, mean in ((0.5, 24), (1.0, 33)):
+        found = edges[edges[:, 0] == share, 1]
+        assert (found.min(), found.max()) == pytest.approx((mean - half, mean + half), rel=1e-3)
 
 
 def test_text_from_the_results_is_shown_as_text(tmp_path):

@@ -411,3 +411,12 @@ def test_a_missing_smollm2_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="LM=smollm2 installs it"):
         load_language_model("smollm2", 0.0)
+
+
+def test_dropout_is_the_given_one_everywhere(tiny_lm):
+    trunk = load_language_model(str(tiny_lm), 0.25)
+    unused = {"summary_first_dropout", "classifier_dropout", "layerdrop"}  # of heads that are not there
+    named = {name: value for name, value in trunk.config.to_dict().items()
+             if "drop" in name and name not in unused}
+    drops = {module.p for module in trunk.modules() if isinstance(module, nn.Dropout)}
+    assert named and {*named.values()} | drops == {0.25}, named
