@@ -194,7 +194,8 @@ def say_status(found, make, height, width):
     running += [name for name in others if name not in names and alive(folder_of(name)) is not None]
     failed = failures(found, states)
     lines = [headline(found, make), f"to come: {in_all(found, measured())}"]
-    room = height - len(lines) - 4 - 2 * bool(running) - 2 * bool(failed)
+    differ = said_differ(found)
+    room = height - len(lines) - 4 - 2 * bool(running) - 2 * bool(failed) - 2 * bool(differ)
     half = max(room - min(len(failed) * 2, room // 2), 1)
     lines += section("running", [said_running(name) for name in running], half)
     each = 3 if len(failed) * 3 <= room - min(len(running), half) else 2
@@ -206,8 +207,7 @@ def say_status(found, make, height, width):
         begun = [run for run in waiting
                  if run.steps or run.trained or any(folder_of(run.name).glob("state*.safetensors"))]
         lines += ["", f"waiting: {len(waiting)}, {len(begun)} of them begun; next {waiting[0].name}"]
-    if differ := said_differ(found):
-        lines += ["", differ]
+    lines += ["", differ] if differ else []
     return [line[:width] for line in lines]
 
 
