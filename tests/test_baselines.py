@@ -177,6 +177,21 @@ def test_iql(deterministic):
     assert optimizers["actor"].param_groups[0]["lr"] == pytest.approx(0.5)  # half-way down the cosine
 
 
+def test_deviations_stay_within_e_to_the_second_power():
+    states, actions = torch.randn(5, S), torch.rand(5, A)
+    iql = baselines.Actor(config_of("iql", deterministic=False), gaussian=True)
+    cql = baselines.SquashedActor(config_of("cql"))
+    cql.log_std_scale.data.fill_(0.0)
+    found = []
+    for log_std in (2.0, 9.0, 1.0):
+        iql.log_std.data.fill_(log_std)
+        cql.log_std_offset.data.fill_(log_std)
+        torch.manual_seed(0)
+        found.append((iql.imitation_loss(states, actions), cql.sample(states, 3)[0]))
+    for limit, beyond, inside in zip(*found, strict=True):
+        assert torch.equal(limit, beyond) and not torch.equal(limit, inside)
+
+
 def test_cql():
     config = config_of("cql", cql_actions=3, cql_alpha=0.7)
     nets, optimizers, b, batch = ready(config)

@@ -10,8 +10,9 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import gone_before, one_line
+from conftest import gone_before, one_line, save_cell
 
+import baselines
 import evaluate
 from baselines import build_actor
 from kit import artifacts, lock, seals, settings
@@ -25,6 +26,8 @@ from model import DecisionTransformer
 CONFIG = configuration("mini/hopper-medium-0.01/dt/seed0", episodes=3, context=4) | {
     "state_mean": np.linspace(-0.5, 1.5, 11).tolist(), "state_std": np.linspace(0.5, 2, 11).tolist(),
     "target_returns": [1800.0, 600.0]}
+CELL = "paper/hopper-medium-0.1"
+CLONED = f"{CELL}/bc/seed0"
 SHORT = ("--steps", "6", "--eval_every", "3", "--log_every", "3", "--batch_size", "8", "--context", "5")
 
 
@@ -503,6 +506,39 @@ def test_wrong_runs_end_in_one_line(evaluated):
         assert "dt/seed0" in line
     finally:
         (seed1 / "final.safetensors").write_bytes(good)
+
+
+@pytest.fixture
+def cloned(tmp_path, monkeypatch):
+    """The folder of a run of BC with two checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    save_cell(tmp_path)
+    baselines.train(CLONED, "cpu", steps=2, eval_every=1, batch_size=2)
+    return artifacts.run_folder(CLONED)
+
+
+def test_weights_of_another_step_or_another_language_model_are_refused(cloned):
+    record, last = seals.read_json(cloned / "config.json"), cloned / "final.safetensors"
+    artifacts.write_json(cloned / "config.json", record | {"frozen_sha256": "0" * 64})
+    with pytest.raises(SystemExit, match="now is another language model"):
+        evaluate.load_run(CLONED)
+    artifacts.write_json(cloned / "config.json", record)
+    evaluate.load_policy(CLONED, "cpu")
+    last.write_bytes((cloned / "step-0000001.safetensors").read_bytes())
+    with pytest.raises(SystemExit, match="final.safetensors holds the weights of step 1;"):
+        evaluate.load_policy(CLONED, "cpu")
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda rows: rows + rows[-1:], "step 2, target none, episode 1 twice"),
+    (lambda rows: rows[:-1], "holds 3 of 4 episodes")])
+def test_an_episode_too_many_or_too_few_reaches_no_table(cloned, change, said):
+    evaluate.evaluate(CLONED, "cpu", episodes=2)
+    rows = artifacts.read_csv(cloned / "eval.csv", RESULT_COLUMNS)
+    collect(CELL)
+    artifacts.write_csv(cloned / "eval.csv", tuple(rows[0]), change(rows))
+    with pytest.raises(SystemExit, match=said):
+        collect(CELL)
 
 
 def test_replications_of_everything_may_differ_in_their_episodes_and_in_nothing_else(tmp_path, monkeypatch):

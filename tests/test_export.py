@@ -11,7 +11,7 @@ import train
 from evaluate import load_checkpoint, load_run
 
 RUN = "paper/hopper-medium-0.1/lamo/seed0"
-SHORT = {"device": "cpu", "steps": 3, "batch_size": 4, "context": 5, "warmup": 0, "lr": 0.05}
+SHORT = {"device": "cpu", "steps": 3, "eval_every": 1, "batch_size": 4, "context": 5, "warmup": 0, "lr": 0.05}
 
 
 def logits(trunk):

@@ -89,6 +89,21 @@ def test_learning_rates():
     assert constant == pytest.approx([1e-4 / 2_500, 1e-4, 1e-4, 1e-4])
 
 
+def test_the_released_schedule_counts_the_share_of_buttons_that_act(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames, shares, rate = np.zeros((8, 84, 84), np.uint8), [], train.learning_rate
+    arrays = {"observations": frames, "actions": np.array([0, 1, 0, 2, 0, 3, 0, 0]),
+              "rewards": np.zeros(8, np.float32), "terminals": np.arange(8) == 7, "offsets": np.array([0, 8]),
+              "last_observations": frames[:1]}
+    provenance = {"data": "d@1", "episodes": [0], "return_mean": 1.0, "reference_min": 0.0,
+                  "reference_max": 1.0}
+    artifacts.save_arrays(artifacts.dataset_path("mini/breakout-medium-1"), provenance, arrays)
+    monkeypatch.setattr(train, "learning_rate", lambda *words: shares.append(words[2]) or rate(*words))
+    train.train("mini/breakout-medium-1/lamo-released/seed0", "cpu", steps=1, batch_size=1, context=2,
+                lm_layers=1)
+    assert {*shares} == {3 / 8}
+
+
 def test_data_that_the_environment_does_not_have_are_one_line(monkeypatch):
     atari = settings.configuration("paper/breakout-medium-1/dt/seed0")  # with four buttons
     states, frames = np.zeros((3, 11), np.float32), np.zeros((3, 84, 84), np.uint8)
@@ -324,6 +339,20 @@ def test_the_language_loss_is_in_the_loss_and_its_text_loaded_only_then(prepared
     text = artifacts.text_path("paper", tokenizer_digest(str(tiny_gpt2)))
     assert read_config(prepared, run)["text"] == artifacts.load_provenance(prepared.folder / text)
     assert files(folder)["final.safetensors"] != without
+
+
+def test_a_run_of_another_text_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_cell(tmp_path, "mini/hopper-medium-1")
+    run, short = "mini/hopper-medium-1/lamo-lm1/seed0", {"steps": 1, "batch_size": 2, "lm_block": 8,
+                                                         "lm_layers": 1}
+    for text in ("one", "two"):
+        artifacts.save_arrays(artifacts.text_path("mini", tokenizer_digest("mini")), {"text": text},
+                              {"tokens": np.arange(99, dtype=np.uint32)})
+        if text == "one":
+            train.train(run, "cpu", **short)
+    with pytest.raises(SystemExit, match='text.text. is "one", not "two"'):
+        train.train(run, "cpu", **short)
 
 
 def test_lamo_saves_what_trains_and_nothing_else(prepared, tiny_gpt2):

@@ -263,6 +263,18 @@ def test_the_first_blocks_of_any_family_compute_what_they_did(tiny_lm):
             load_language_model(str(tiny_lm), 0.0, layers=layers)
 
 
+@torch.no_grad()
+def test_the_quicker_gelu_is_the_models_own(tiny_gpt2, tmp_path):
+    """Where its inputs are large enough that another approximation would show."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2).eval()
+    for block in model.transformer.h:
+        block.mlp.c_fc.weight.mul_(50)
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(load_language_model(str(tmp_path), 0.0).eval()(ids).logits, model(ids).logits,
+                               rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["lamo", "lamo-random"])
 def test_a_setting_keeps_the_first_blocks(tiny_lm, method):
     config = configuration(f"mini/hopper-medium-1/{method}/seed0", lm=str(tiny_lm), dtype="float32")

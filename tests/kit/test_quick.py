@@ -222,3 +222,4 @@ def test_auto_is_the_fastest_device_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert not torch.backends.cudnn.allow_tf32  # float32 is float32 in Atari's convolutions, too

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import KIT
@@ -61,6 +62,18 @@ def test_a_report_that_is_damaged_says_nothing(tmp_path):
     assert seals.read_report(path) == {"a": 1}
     path.write_text(path.read_text().replace("1", "2", 1))
     assert seals.read_report(path) == {}
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    seals.write_whole(path, "old")
+
+    def full(*_):
+        raise OSError("no space left")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        seals.write_whole(path, "new")
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
 
 
 def test_a_folders_list_is_sha256sums_own(tmp_path):
@@ -133,6 +146,7 @@ def test_leftovers_go_but_not_what_somebody_writes(tmp_path):
     for name in left + kept:
         (tmp_path / name).touch()
     os.utime(tmp_path / left[3], (0, 0))
+    os.utime(tmp_path / kept[4], (time.time() - 600,) * 2)  # ten minutes of a slow write are no death
     (tmp_path / f".final-d1.{host}.{dead.pid}.part.npz").touch()  # another cell's
     seals.remove_leftovers(tmp_path, "final")
     assert not [name for name in (left[1], left[3]) if (tmp_path / name).exists()]

@@ -157,7 +157,10 @@ def test_the_papers_settings():
     assert qbert == qbert | {
         "context": 30, "batch_size": 128, "lr": 1e-3, "weight_decay": 1e-5, "lora": "peft", "lora_rank": 32,
         "lora_alpha": 32, "schedule": "cosine", "grad_clip": 1.0, "adam_eps": 1e-8, "clip_rewards": True,
-        "target_returns": (14000.0,)}
+        "target_returns": (14000.0,), "warmup": 442}
+    assert (kitchen["lm_block"], kitchen["lm_batch_size"]) == (1024, 2)
+    dt = configuration("paper/qbert-medium-0.1/dt/seed0")
+    assert dt == dt | {"lr": 3e-4, "weight_decay": 1e-4, "adam_eps": 1e-8, "context": 30, "batch_size": 128}
 
 
 @pytest.mark.parametrize("task, lr, weight_decay, context, targets, scale, lm_weight", [
@@ -206,6 +209,8 @@ def test_the_papers_settings_of_the_baselines():
     cql = of("cql", "hopper-medium")
     assert cql == cql | {"hidden_layers": 3, "actor_lr": 3e-5, "lr": 3e-4, "cql_alpha": 10.0,
                          "cql_actions": 10, "normalize_rewards": True}
+    bc = of("bc", "pong-medium")
+    assert bc == bc | {"lr": 1e-3, "batch_size": 100}
     discrete = of("cql", "qbert-medium")
     assert discrete == discrete | {"lr": 6.25e-5, "batch_size": 32, "cql_alpha": 1.0, "target_every": 8_000}
     assert not of("cql", "walker2d-medium")["normalize_rewards"]

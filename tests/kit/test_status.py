@@ -6,7 +6,7 @@ import time
 import pytest
 
 import tasks
-from kit import hours, lock, seals, settings, status
+from kit import gathering, hours, lock, seals, settings, status
 
 MAKE = {"PROFILE": "mini", "METHODS": "dt bc", "SEEDS": "0 1", "LM": "", "DATA": "", "TEXT": "", "ARGS": "",
         "REPLACE": "", "FRESH": "", "SUBSETS": ""}
@@ -83,7 +83,8 @@ def test_the_plan_knows_what_make_refuses_for_other_seeds(grid):
     assert [run.state for run in grid(SEEDS="0 7").values()][:2] == ["waiting", "differs"]
 
 
-@pytest.mark.parametrize("code, state", [(130, "stopped"), (143, "stopped"), (137, "failed"), (2, "failed")])
+@pytest.mark.parametrize("code, state", [(129, "stopped"), (130, "stopped"), (143, "stopped"),
+                                         (137, "failed"), (2, "failed")])
 def test_what_somebody_stopped_has_not_failed(grid, code, state):
     grid.write(DT + "0", cost_dot_json={"last": {"exit": code, "stage": "training"}})
     assert states(grid())[0] == state
@@ -91,6 +92,8 @@ def test_what_somebody_stopped_has_not_failed(grid, code, state):
 
 def test_the_hours_are_those_of_the_same_kind_and_else_unknown(grid):
     config = settings.configuration(DT + "0")
+    uneven = settings.configuration(DT + "0", steps=1000, eval_every=400)  # whose last step is played, too
+    assert hours.episodes_of(uneven) == len(gathering.episodes_of(uneven))
     assert status.in_all(grid().values(), hours.measured()) == (
         "unknown; none of the 8 runs is of a kind that has been measured here, which its first training "
         "steps do")

@@ -83,6 +83,15 @@ def test_the_cost_adds_up_over_calls(watched):
     assert not {"running.json", "progress.json"} & {path.name for path in watched.folder.iterdir()}
 
 
+def test_the_peak_memory_of_several_calls_is_their_largest(tmp_path):
+    for peak in (5, 7, 3):
+        watch.add_cost(tmp_path, "training", {
+            "wall": 1.0, "cpu": 1.0, "calls": 1, "peak_memory": peak, "steps": 3, "seconds": 1.0, "exit": 0,
+            "ended": "now", "host": "here"})
+    found = seals.read_json(tmp_path / "cost.json")
+    assert found["peak_memory"] == found["training"]["peak_memory"] == 7 and found["wall"] == 3.0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_are_passed_on_and_the_stage_has_time_to_save(watched, number):
     process = watched(f"import signal\nsignal.signal({int(number)}, lambda *_: (time.sleep(0.3), "

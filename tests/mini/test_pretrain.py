@@ -97,6 +97,25 @@ def test_shuffle_keeps_the_tokens_of_a_block_and_loses_their_order(trained, corp
     assert sha256(tmp_path / "lm" / "model.safetensors") != sha256(trained / "lm" / "model.safetensors")
 
 
+def test_rates_rise_to_the_largest_and_end_at_a_tenth():
+    rates = [pretrain.learning_rate(2.0, step, 1000) for step in range(1001)]
+    assert rates[0] == 2 / 20 and max(rates) == rates[19] == pytest.approx(2, rel=0.01)
+    assert rates[-1] == pytest.approx(0.2)
+
+
+def test_weights_decay_and_biases_do_not():
+    decay, rest = pretrain.make_optimizer(torch.nn.Linear(2, 2), 1.0).param_groups
+    assert (decay["weight_decay"], rest["weight_decay"], decay["betas"]) == (0.1, 0.0, (0.9, 0.95))
+    assert [[p.dim() for p in group["params"]] for group in (decay, rest)] == [[2], [1]]
+
+
+def test_a_text_ends_before_the_next_begins(trained):
+    tokenizer = load_tokenizer(str(trained / "lm"))
+    one, two = (tokenizer(text)["input_ids"] for text in ("the cat", "a dog"))
+    end = tokenizer.eos_token_id
+    assert pretrain.encode(["the cat", "a dog"], tokenizer).tolist() == [*one, end, *two, end]
+
+
 def test_a_chain_goes_by_its_probabilities():
     following, first = pretrain.transitions(5, 0)
     assert following.shape == (5, 5) and np.allclose(following.sum(1), 1) and first.sum() == pytest.approx(1)

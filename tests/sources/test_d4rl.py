@@ -277,6 +277,16 @@ def test_a_url_is_a_file_or_its_folder_and_kept_apart_from_the_original(tmp_path
     assert d4rl.holds(CONFIGS["reacher2d-medium"], url, 1)  # no answer is no "no"
 
 
+def test_a_download_is_checked_by_the_digest_of_d4rls_file_and_the_original_asked_first(monkeypatch):
+    asked = []
+    monkeypatch.setattr(d4rl, "download", lambda urls, path, digest, *_: asked.append((urls, digest)))
+    for task in ("hopper-medium", "halfcheetah-medium", "walker2d-medium", "kitchen-partial"):
+        d4rl.find(CONFIGS[task], "", 5)
+    assert [digest for _, digest in asked] == ["5bdf1bc4a713c829", "41324e8487a9556d", "cf00f43add04c17f", ""]
+    for urls, _ in asked:
+        assert urls[0].startswith("http://rail.eecs.berkeley.edu/") and urls[1].startswith(d4rl.MIRROR)
+
+
 def test_urls_and_scores_come_from_d4rls_own_file():
     infos = d4rl.d4rl_infos()
     rows = [row for row in tasks.TASKS.values() if row["suite"] in ("mujoco", "kitchen")]
