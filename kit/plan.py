@@ -91,6 +91,9 @@ def asked(cells, every, make):
                 own = f"{profile}/{settings.of_seed(cell, seed) if seed.isdigit() else cell}"
                 found.setdefault(own, {})[f"{own}/{method}/seed{seed}"] = with_lm(
                     profile, method, overrides, make["LM"])
+    if cells and not found:  # `make all` of what no task has would be nothing, without a word
+        settings.fail(f"{' '.join(cells)}: METHODS={make['METHODS']!r} has no run there; "
+                      f"{settings.missing(task, method)}")
     return found
 
 
@@ -117,8 +120,8 @@ def check_words(make):
             if known and word not in known:
                 settings.fail(f"no {name.lower().rstrip('s')} {word!r}; there are {', '.join(known)}")
             if not known and not re.fullmatch(settings.SEED, word):
-                settings.fail(f"SEEDS={make[name]!r}: {word!r} is no seed; give whole numbers, 0 and up, as "
-                              "short as they can be written")
+                settings.fail(f"SEEDS={make[name]!r}: {word!r} is no seed; give whole numbers in [0, 1e9), "
+                              "as short as they can be written")
     for name, known in WORDS.items():
         if make.get(name, "") not in ("", *known):
             settings.fail(f"{name}={make[name]!r} is not known; {name}={known[0]}, or leave it out")

@@ -60,6 +60,9 @@ def parse_cell(name):
     task, _, ratio = split_subset(cell)[0].rpartition("-")
     if profile not in PROFILES:
         fail(f"no profile {profile!r} in {name!r}; there are {', '.join(PROFILES)}")
+    if found := re.fullmatch("(.+)-d(0[0-9]*)", cell):
+        fail(f"{name!r}: subset 0 is the cell itself, and no number begins with 0; write "
+             f"{found[1]}{f'-d{int(found[2])}' if int(found[2]) else ''}")
     if task not in TASKS:
         fail(f"no task {task or cell!r} in {name!r}; a cell is TASK-RATIO or "
              f"TASK-RATIO-dSUBSET with TASK one of {', '.join(TASKS)}, for example {cells()[0]}")

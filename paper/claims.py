@@ -99,9 +99,9 @@ def in_order(found):
 def load_cell(path, cell):
     """The rows of a file; one line and exit if they are not those of the cell that it is named after."""
     rows = load_file(path)
-    _, task, ratio = settings.parse_cell(f"{rows[0]['profile'] if rows else 'mini'}/{cell}")
-    if {(row["task"], row["ratio"]) for row in rows} != {(task, ratio)}:
-        fail(f"{path} is empty or holds rows of another cell; make it again")
+    wanted = settings.parse_cell(f"{rows[0]['profile'] if rows else 'mini'}/{cell}")
+    if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {wanted}:
+        fail(f"{path} is empty or holds rows of another cell, or of two profiles; make it again")
     return rows
 
 

@@ -185,6 +185,14 @@ def test_a_cell_that_is_asked_for_twice_is_one_line(tmp_path, monkeypatch):
             plan(cells, False, BLANK)
 
 
+def test_all_of_what_no_task_has_is_one_line_and_not_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="METHODS='iql' has no run there; iql needs continuous actions"):
+        plan(["pong-medium-0.1"], True, BLANK | {"METHODS": "iql"})
+    words = plan(["pong-medium-0.1", CELL], True, BLANK | {"METHODS": "iql"})
+    assert words[0] == f"run:mini/{CELL}/iql/seed0"
+
+
 @pytest.mark.parametrize("name, word", [("DATA", "nosuch"), ("TEXT", "nosuch.txt"), ("LM", "/nosuch"),
                                         ("LM", "./nosuch"), ("LM", "nosuch.gguf")])
 def test_a_place_that_is_not_there_is_one_line_before_anything_runs(tmp_path, name, word):

@@ -63,8 +63,9 @@ def test_an_older_record_has_the_defaults_of_settings_that_came_later():
 
 
 @pytest.mark.parametrize("name, said", [
-    ("mini/hopper-medium-0.1-d0/lamo/seed0", "no task .*TASK-RATIO-dSUBSET"),
-    ("mini/hopper-medium-0.1-d03/lamo/seed0", "no task"),
+    ("mini/hopper-medium-0.1-d0/lamo/seed0", "subset 0 is the cell itself.*; write hopper-medium-0.1$"),
+    ("mini/hopper-medium-0.1-d03/lamo/seed0", "begins with 0; write hopper-medium-0.1-d3$"),
+    ("mini/hopper-medium-0.1-dx/lamo/seed0", "no task .*TASK-RATIO-dSUBSET"),
     ("mini/hopper-medium-0.1-dN/lamo/seed0", "is no run: -dN names a table"),
     ("big/hopper-medium-0.1/lamo/seed0", "no profile 'big'.*mini, paper"),
     ("mini/hoper-medium-0.1/lamo/seed0", "no task 'hoper-medium'.*hopper-medium"),

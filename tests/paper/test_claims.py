@@ -91,6 +91,12 @@ def test_what_cannot_be_read_is_said_and_hides_nothing(tmp_path, capsys):
             claims.main(claims.OPTIONS.parse_args([str(tmp_path / folder)]))
 
 
+def test_a_file_of_two_profiles_is_in_no_claim(tmp_path, capsys):
+    write(tmp_path / "hopper-medium-0.01.csv", runs("lamo", *LAMO) + runs("dt", *DT, profile="paper"))
+    out = printed(tmp_path, capsys)
+    assert "holds rows of another cell, or of two profiles" in out and "mini/hopper-medium-0.01" not in out
+
+
 def test_two_replications_have_no_interval_and_what_differs_is_said(tmp_path, capsys):
     rows = (runs("lamo", [40.0, 44.0], [0.1, 0.1]) + runs("dt", [30.0, 34.0], [0.2, 0.2], changed="steps=50")
             + runs("lamo-random", *LAMO, heldout_data="abc") + runs("lamo-early", *LAMO, heldout_data="def")
