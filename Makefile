@@ -78,6 +78,9 @@ export GPUS
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
+# a word that is no target
+.DEFAULT:
+	$(error there is no target $@; a cell is TASK-RATIO, such as hopper-medium-0.01: make list has all, make help the rest)
 .PHONY: help list all every-cell report claims shipped shipped-report plan status sbatch setup test test-long benchmark videos clean clean-runs evaluated force
 
 help:

@@ -481,7 +481,8 @@ def test_two_runs_side_by_side_write_what_one_after_the_other_writes(kit):
 
 
 @pytest.mark.parametrize("wanted, said", [
-    (("METHODS=nonsense", CELL), "nonsense"), (("hopper-medium-7",), "ratio"), (("mini-hopper",), "No rule"),
+    (("METHODS=nonsense", CELL), "nonsense"), (("hopper-medium-7",), "ratio"),
+    (("hopper-medium",), "there is no target hopper-medium; a cell is TASK-RATIO"),
     (("METHOD=bc", CELL), "METHOD= is no word of this Makefile"),
     (("all", "kitchen-partial-0.1", f"CELLS={CELL}"), "kitchen-partial-0.1 is none of them"),
     (("all", "CELLS="), "CELLS= names no cell"), ((f"{CELL}/",), "is no cell"),
