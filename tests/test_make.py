@@ -149,7 +149,7 @@ def test_a_seed_of_everything_trains_on_its_own_subset(finished):
 @pytest.mark.parametrize("words, said", [
     ((REACHER, "SUBSETS=3"), "SUBSETS=seed, or leave it out"),
     ((f"{REACHER}-d3", "SUBSETS=seed"), "-d3 names its subset, and SUBSETS=seed does, too"),
-    ((f"{REACHER}-d0",), "no task")])
+    ((f"{REACHER}-d0",), "subset 0 is the cell itself")])
 def test_wrong_subsets_are_refused_in_one_line(finished, words, said):
     assert said in one_line(finished("make", *words, SHORT, check=False))
 
