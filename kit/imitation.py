@@ -91,11 +91,6 @@ def training_loss(config, step):
     return next((float(row[name]) for row in rows if int(row["step"]) == step), None)
 
 
-def heldout_loss(model, config, data, device="cpu"):
-    """The mean action loss of a model over the N steps of a dataset (load_dataset's arrays)."""
-    return loss_of(*predictions(model, config, data, device), config)
-
-
 def loss_of(predicted, actions, config):
     """A mean of N losses, as a number, of predictions (N, A) of actions (N,) or (N, A)."""
     if config["discrete"]:

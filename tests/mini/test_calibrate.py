@@ -138,8 +138,8 @@ def test_a_candidate_is_what_the_stages_compute(tmp_path, monkeypatch, capsys):
     train.train(name, steps=4, eval_every=2, lr=float(row["lr"]), batch_size=int(row["batch_size"]))
     config, model, checkpoints = evaluate.load_run(name)
     data, provenance = imitation.load_heldout(config)
-    losses = {evaluate.load_checkpoint(model, path, config): imitation.heldout_loss(model, config, data)
-              for path in checkpoints}
+    losses = {evaluate.load_checkpoint(model, path, config):
+              imitation.loss_of(*imitation.predictions(model, config, data), config) for path in checkpoints}
     assert row["curve"] == " ".join(f"{step}:{loss:.4g}" for step, loss in losses.items())
     assert float(row["loss"]) == pytest.approx(min(losses.values()), rel=1e-5)
     assert row["heldout_data"] == provenance["sha256"][:8] and float(row["train_loss"]) > 0
