@@ -336,6 +336,9 @@ def main(args):
         found, troubles = read(folders)
     notes = [note for folder in args.folders for note in of_one_subset(folder)]
     if not found and not troubles:
+        for place in (place for folder in args.folders for place in sorted(folder.glob("*/"))):
+            if files_of(place):
+                fail(f"{place.parent} holds no CSV of a cell, and {place} does; name that")
         paper = " PROFILE=paper" * (args.folders[0].name == "paper")
         fail(f"{', '.join(map(str, args.folders))} holds no CSV of a cell; make one: make "
              f"hopper-medium-0.01{paper}{''.join(f'; {note}' for note in notes[:1])}")

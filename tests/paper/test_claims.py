@@ -97,6 +97,12 @@ def test_a_file_of_two_profiles_is_in_no_claim(tmp_path, capsys):
     assert "holds rows of another cell, or of two profiles" in out and "mini/hopper-medium-0.01" not in out
 
 
+def test_the_folder_above_names_the_one_that_is_meant(tmp_path):
+    write(tmp_path / "mini/hopper-medium-0.01.csv", runs("lamo", *LAMO))
+    with pytest.raises(SystemExit, match=f"holds no CSV of a cell, and {tmp_path}/mini does; name that"):
+        claims.main(claims.OPTIONS.parse_args([str(tmp_path)]))
+
+
 def test_two_replications_have_no_interval_and_what_differs_is_said(tmp_path, capsys):
     rows = (runs("lamo", [40.0, 44.0], [0.1, 0.1]) + runs("dt", [30.0, 34.0], [0.2, 0.2], changed="steps=50")
             + runs("lamo-random", *LAMO, heldout_data="abc") + runs("lamo-early", *LAMO, heldout_data="def")
