@@ -9,9 +9,9 @@ prints  for each claim, pair of methods and cell: the difference, first less sec
         over the replications that both have (kit/statistics.py), of the score at the largest target, which
         also stands there at the smallest target, at the last checkpoint alone, and over other starts; of the
         held-out action loss over the same checkpoints, of its least, of Atari's decisions missed, and of
-        the bits per byte that the language models take for prose; of few data also what LaMo - DT differs
-        by between two ratios, of losses where both are of the same held-out episodes; the mean over tasks of
-        all this; then what is missing. Nothing is trained.
+        the bits per byte that the language models take for prose; of OVER_RATIOS also what the difference
+        differs by between two ratios, of losses where both are of the same held-out episodes; the mean over
+        tasks of all this; then what is missing. Nothing is trained.
 
 A mean over tasks is of each task's lowest ratio that has at least FEWEST replications, losses in per cent of
 the second method's. Seed N of all tasks together is one replication, because seeds share random numbers. Its
@@ -51,7 +51,6 @@ def beside(first, *others):
 
 
 # the claim, and the methods that it speaks for, each with one that it is compared with
-FEW_DATA = "few data: the difference at each ratio"
 CLAIMS = (
     ("pre-training helps", beside("lamo", "lamo-random", "lamo-random-corpus", "lamo-early", "lamo-markov")),
     ("what of pre-training helps", (("lamo-early", "lamo-random"), ("lamo-markov", "lamo-random"),
@@ -62,9 +61,11 @@ CLAIMS = (
     ("LoRA's rank", beside("lamo", "lamo-rank4", "lamo-rank64")),
     ("MLP embeddings", beside("lamo-mlp", "lamo-linear")),
     ("the language loss", beside("lamo-lm0.1", "lamo-lm0", "lamo-lm1")),
-    (FEW_DATA, beside("lamo", "dt")),
+    ("few data: the difference at each ratio", beside("lamo", "dt")),
     ("beside the other baselines", beside("lamo", "wiki", "bc", "td3bc", "iql", "cql")),
 )
+# of which the paper says that the fewer the data are, the more the first one gains
+OVER_RATIOS = (("lamo", "dt"), ("lamo", "lamo-random"))
 MEASURES = (("score", "{:+.1f}", "score"), ("smallest_target_score", "{:+.1f}", "at the smallest target"),
             ("last_score", "{:+.1f}", "at the last checkpoint"), ("starts", "{:+.1f}", "with other starts"),
             ("heldout_loss", "{:+.4f}", "held-out loss"),
@@ -295,7 +296,7 @@ def report(found):
         for first, second in pairs:
             lines = comparisons(found, first, second)
             if lines:
-                lines += beyond_cells(claim, lines)
+                lines += beyond_cells((first, second), lines)
                 yield from table([[f"{first} - {second}", *head],
                                   *(["/".join(place), *comparison.texts()] for place, comparison in lines)])
             without = [place for place in found
@@ -307,9 +308,9 @@ def report(found):
         yield from ("\nmissing, of one or both of", *missing)
 
 
-def beyond_cells(claim, lines):
-    """What is said of several of `comparisons` at once."""
-    few = claim == FEW_DATA
+def beyond_cells(methods, lines):
+    """What is said of several of `comparisons` of two methods at once."""
+    few = methods in OVER_RATIOS
     return [*(shifts_of(lines) if few else ()), *means_of(lines, few)]
 
 

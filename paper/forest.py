@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper.claims import CLAIMS, FEW_DATA, FEWEST, comparisons, holds, means_of, of_second, told
+from paper.claims import CLAIMS, FEWEST, OVER_RATIOS, comparisons, holds, means_of, of_second, told
 from paper.figures import LOOKS, grid_lines, of_profile, stamp
 from paper.grid import name_of
 
@@ -24,7 +24,7 @@ ROOM = 1.25                # how much further than the largest difference a pane
 def picture(found, profile, every=True):
     """Of the profile's cells and of what FEWEST replications have, whose intervals are printed, too."""
     drawn = {claim: lines for claim, pairs in CLAIMS
-             if (lines := compared(found, profile, claim, pairs, every))}
+             if (lines := compared(found, profile, pairs, every))}
     if not drawn:
         return None
     return "The claims, one by one", draw(drawn, profile), (
@@ -36,12 +36,12 @@ def picture(found, profile, every=True):
         f"{of_profile(profile)}")
 
 
-def compared(found, profile, claim, pairs, every):
+def compared(found, profile, pairs, every):
     """[(what is compared, Comparison), ...] of a claim; of two methods the mean over tasks comes last."""
     lines = []
     for first, second in pairs:
         own = comparisons(found, first, second)
-        means = [*means_of(own, claim == FEW_DATA)]
+        means = [*means_of(own, (first, second) in OVER_RATIOS)]
         lines += [(f"{name_of(first)} - {name_of(second)}, {cell}  ({comparison.over}"
                    f"{', changed settings' * bool(comparison.changed)})", comparison)
                   for (of, cell), comparison in (means if means and not every else own + means)

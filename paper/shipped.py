@@ -306,7 +306,7 @@ def every_claim(cells):
     for claim, pairs in CLAIMS:
         for first, second in pairs:
             lines = comparisons(claimed(cells), first, second)
-            lines += beyond_cells(claim, lines)
+            lines += beyond_cells((first, second), lines)
             for (_, cell), comparison in lines:
                 if comparison.count >= FEWEST:
                     yield from row_of(claim, [f"`{first}` - `{second}`", f"`{cell}`", comparison.over,

@@ -133,15 +133,19 @@ def test_discrete_bc_is_told_apart_by_decisions_and_not_by_its_penalised_loss(tm
     assert "+0.0000 [" in line and "+0.050 [" in line
 
 
-def test_few_data_is_a_difference_of_differences(tmp_path, capsys):
+@pytest.mark.parametrize("second, told", [("dt", True), ("lamo-random", True), ("lamo-frozen", False)])
+def test_few_data_is_a_difference_of_differences(tmp_path, capsys, second, told):
     few, many = {"ratio": 0.01}, {"ratio": 0.1}
     for other, kind in ((few, LAMO), (many, ([38.0, 39.0, 40.0, 0.0], [0.1, 0.1, 0.1, 0.1]))):
         dt = DT if other is few else ([36.0, 36.0, 36.0, 0.0], [0.1, 0.1, 0.1, 0.1])
         write(tmp_path / f"hopper-medium-{other['ratio']}-dN.csv", [
-            row for method, values in (("lamo", kind), ("dt", dt))
+            row for method, values in (("lamo", kind), (second, dt))
             for row in runs(method, *values, lambda seed: seed, **other)])
     out = printed(tmp_path, capsys)
-    line = out[out.index("lamo - dt"):].splitlines()[3]
+    if not told:  # which nobody says of data
+        assert f"lamo - {second}" in out and " less " not in out
+        return
+    line = out[out.index(f"lamo - {second} "):].splitlines()[3]
     # 10, 8, 12 less 2, 3, 4, over the three subsets that both ratios have
     mean, half = 7.0, 4.303 * np.std([8, 5, 8], ddof=1) / np.sqrt(3)
     assert "mini/hopper-medium-0.01 less 0.1  3 of both" in line
