@@ -78,10 +78,9 @@ export GPUS
 .PRECIOUS: runs/%/final.safetensors runs/%/eval.csv data/%.npz
 .SECONDARY:
 .SECONDEXPANSION:
-# a word that is no target
-.DEFAULT:
-	$(error there is no target $@; a cell is TASK-RATIO, such as hopper-medium-0.01: make list has all, make help the rest)
-.PHONY: help list all every-cell report claims shipped shipped-report plan status sbatch setup test test-long benchmark videos clean clean-runs evaluated force
+TARGETS = help list all every-cell report claims shipped shipped-report plan status sbatch setup test test-long benchmark \
+          videos clean clean-runs evaluated force
+.PHONY: $(TARGETS)
 
 help:
 	@echo "make hopper-medium-0.01          data, training, evaluation, figure and table of one cell"
@@ -188,6 +187,9 @@ CALL   = PROFILE=$(call quote,$(PROFILE)) METHODS=$(call quote,$(METHODS)) SEEDS
 WANTED := $(filter $(addsuffix -%,$(TASKS)) all every-cell,$(MAKECMDGOALS))
 ASKED_FOR := $(WANTED)$(filter report claims videos,$(MAKECMDGOALS))
 BEYOND := $(if $(filter all every-cell,$(WANTED)),$(firstword $(filter-out all every-cell $(CELLS),$(WANTED))))
+UNKNOWN := $(if $(TASKS),$(firstword $(foreach goal,$(filter-out $(TARGETS) $(WANTED),$(MAKECMDGOALS)),\
+             $(if $(findstring /,$(goal))$(wildcard $(goal)),,$(goal)))))
+$(if $(UNKNOWN),$(error there is no target $(UNKNOWN); a cell is TASK-RATIO, such as hopper-medium-0.01: make list has all, make help the rest))
 $(if $(BEYOND),$(error make all is of the cells in CELLS, and $(BEYOND) is none of them; ask for it alone))
 ifndef INNER
   PLAN := $(if $(ASKED_FOR),$(shell $(CALL) $(ASKING) -m kit.plan $(if $(filter all every-cell,$(WANTED)),all $(CELLS),$(WANTED))))

@@ -493,6 +493,10 @@ def test_wrong_requests_are_refused(kit, wanted, said):
     assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
 
 
+def test_make_may_be_told_that_all_is_old(kit):
+    assert "hopper-medium-0.005" in kit("make", "-B", "list").stdout
+
+
 def test_clean_takes_what_it_says_and_no_more(kit):
     for name in ("results/old runs/a", "results/shipped/a", "results/mini/a", "figures/a", "report/a",
                  "runs/a", "runs and more/a"):
