@@ -36,10 +36,12 @@ def of_one_subset(folder):
 
 
 def load_cell(path, cell):
-    """Rows of a file, wherever it lies; one line and exit if they are not those of PROFILE/CELL."""
-    wanted, rows = settings.parse_cell(cell), load_file(path)
-    if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {wanted}:
-        fail(f"{path} is empty or holds rows of another cell; make it again")
+    """Rows of a file, wherever it lies; one line and exit if they are not those of PROFILE/CELL, or of CELL
+    in one profile."""
+    rows = load_file(path)
+    own = cell if "/" in cell else f"{rows[0]['profile'] if rows else 'mini'}/{cell}"
+    if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {settings.parse_cell(own)}:
+        fail(f"{path} is empty or holds rows of another cell, or of two profiles; make it again")
     return rows
 
 

@@ -162,7 +162,7 @@ def say_plan(found, make):
     there = sum((Path("data") / f"{cell}.npz").exists() for cell in cells)
     lines += [f"to come: {in_all(found, times)}",
               f"data: {there} of {len(cells)} cells are there; making the others is not counted"]
-    return lines + [differ] if (differ := said_differ(found)) else lines
+    return lines + said_differ(found)
 
 
 def row_of_plan(name, runs, times):
@@ -207,15 +207,15 @@ def say_status(found, make, height, width):
         begun = [run for run in waiting
                  if run.steps or run.trained or any(folder_of(run.name).glob("state*.safetensors"))]
         lines += ["", f"waiting: {len(waiting)}, {len(begun)} of them begun; next {waiting[0].name}"]
-    lines += ["", differ] if differ else []
+    lines += ["", *differ] if differ else []
     return [line[:width] for line in lines]
 
 
 def said_differ(found):
-    """One line on the runs that are not what is asked for; empty if there is none."""
+    """A line on the runs that are not what is asked for, in a list; [] if there is none."""
     differ = [run for run in found if run.state == "differs"]
-    return differ and (f"{len(differ)} differ from what is asked, and make refuses that; the first: "
-                       f"{differ[0].name}: {differ[0].why}")
+    return [f"{len(differ)} differ from what is asked, and make refuses that; the first: "
+            f"{run.name}: {run.why}" for run in differ[:1]]
 
 
 def section(title, lines, most):

@@ -40,7 +40,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from kit import fail
-from kit.results import files_of, load_file, of_one_subset
+from kit.results import files_of, load_cell, of_one_subset
 from kit.statistics import mean_over_tasks, of_subsets, paired, paired_over_starts, replications
 from paper.grid import attempt, is_lamo
 from tasks import PROFILES, TASKS
@@ -64,7 +64,7 @@ CLAIMS = (
     ("few data: the difference at each ratio", beside("lamo", "dt")),
     ("beside the other baselines", beside("lamo", "wiki", "bc", "td3bc", "iql", "cql")),
 )
-# of which the paper says that the fewer the data are, the more the first one gains
+# the paper: LaMo gains on DT as data get fewer; and is it pre-training that does?
 OVER_RATIOS = (("lamo", "dt"), ("lamo", "lamo-random"))
 MEASURES = (("score", "{:+.1f}", "score"), ("smallest_target_score", "{:+.1f}", "at the smallest target"),
             ("last_score", "{:+.1f}", "at the last checkpoint"), ("starts", "{:+.1f}", "with other starts"),
@@ -95,15 +95,6 @@ def in_order(found):
     profiles, tasks = [*PROFILES], [*TASKS]
     return dict(sorted(found.items(), key=lambda item: (
         profiles.index(item[0][0]), tasks.index(item[1][0][0]["task"]), item[1][0][0]["ratio"])))
-
-
-def load_cell(path, cell):
-    """The rows of a file; one line and exit if they are not those of the cell that it is named after."""
-    rows = load_file(path)
-    wanted = settings.parse_cell(f"{rows[0]['profile'] if rows else 'mini'}/{cell}")
-    if {(row["profile"], row["task"], row["ratio"]) for row in rows} != {wanted}:
-        fail(f"{path} is empty or holds rows of another cell, or of two profiles; make it again")
-    return rows
 
 
 def method_rows(profile, cell, rows, method):
