@@ -51,11 +51,12 @@ def pick_device(wanted):
 
 
 def pick_dtype(wanted, device):
-    """bfloat16 on GPUs that have it and on CPUs with matrix units for it (AMX); elsewhere it is slower."""
+    """bfloat16 on GPUs that have it and on CPUs that multiply it (AMX, AVX512-BF16); else it is slower."""
     if wanted != "auto":
         return wanted
     fast = (torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else
-            device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
+            device.type == "cpu" and any(torch.cpu.get_capabilities().get(f"{unit}_bf16")
+                                         for unit in ("amx", "avx512")))
     return "bfloat16" if fast else "float32"
 
 

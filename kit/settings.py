@@ -283,7 +283,8 @@ def changed(run, recorded):
     if (lm := told.get("lm")) and os.path.basename(lm) == meant.get("lm"):
         told["lm"] = meant["lm"]  # a copy in a folder of its name; rows have its digest
     return " ".join(f"{name}={json.dumps(told.get(name)).strip(chr(34))}" for name, value in meant.items()
-                    if told.get(name) != value and name not in ("dtype", *KEEPING))  # the machine's
+                    if told.get(name) != value and name not in KEEPING  # the machine's, and so is this:
+                    and not (name == "dtype" and "auto" in (value, told.get(name))))
 
 
 # --- the command line --------------------------------------------------------------------------

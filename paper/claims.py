@@ -57,6 +57,7 @@ CLAIMS = (
                                     ("lamo-random-corpus", "lamo-random"))),
     ("pre-training helps, SmolLM2's first 2 blocks", beside("lamo-smollm2-2", "lamo-smollm2-2-random")),
     ("pre-training helps, SmolLM2's first 8 blocks", beside("lamo-smollm2-8", "lamo-smollm2-8-random")),
+    ("pre-training helps, SmolLM2 whole", beside("lamo-smollm2", "lamo-smollm2-random")),
     ("LoRA rather than fine-tuning", beside("lamo", "lamo-full", "lamo-frozen")),
     ("LoRA's rank", beside("lamo", "lamo-rank4", "lamo-rank64")),
     ("MLP embeddings", beside("lamo-mlp", "lamo-linear")),

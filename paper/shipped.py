@@ -44,7 +44,7 @@ from paper.grid import is_lamo, name_of
 from tasks import METHODS
 
 FOLDER = Path("results/shipped/mini")
-MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads")  # of a run's config.json
+MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads", "dtype")  # of a run's config.json
 COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS + MADE_BY
 MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end -->")
 FIGURE = Path("docs/hopper-medium-0.01.png")
@@ -58,9 +58,9 @@ MORE = ("hopper-medium-0.1", "walker2d-medium-0.1", "kitchen-complete-1", "reach
         "halfcheetah-medium-0.1", "kitchen-partial-1", "breakout-medium-1", "qbert-medium-1", "pong-medium-1")
 MAIN, RIVALS = ("lamo", "dt", "lamo-random"), ("wiki", "bc", "td3bc", "iql", "cql")
 ABLATIONS = tuple(method for method in METHODS if method.startswith("lamo-") and method not in (
-    "lamo-random", "lamo-medium", "lamo-smollm2", "lamo-released"))
+    "lamo-random", "lamo-medium", "lamo-smollm2", "lamo-smollm2-random", "lamo-released"))
 GRID = ((FEW, MAIN, 5), (FEW[:1], RIVALS, 3), (FEW[:3], ABLATIONS, 3), (FEW[1:], RIVALS, 3),
-        (MORE, MAIN, 5), (MORE, RIVALS, 3))
+        (MORE, MAIN, 5), (MORE, RIVALS, 3), (FEW[:3], ("lamo-smollm2", "lamo-smollm2-random"), 3))
 
 
 # --- what is run, and its rows -----------------------------------------------------------------
@@ -170,6 +170,7 @@ def cell_of(row):
 def recorded(run):
     """MADE_BY of a run's record, and in which settings it differs from what tasks.py has now."""
     record = artifacts.load_config(run)
+    record = {"dtype": "float32"} | record  # which a baseline does not say
     made_by = {name: record[name][:8] if name == "data_sha256" else record[name] for name in MADE_BY}
     return made_by | {"changed": settings.changed(run, record)}
 

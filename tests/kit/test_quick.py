@@ -201,10 +201,14 @@ def test_bfloat16_keeps_the_loss_curve(method, task, blocks):
 def test_auto_is_bfloat16_where_that_is_fast(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert pick_dtype("bfloat16", cpu) == "bfloat16" and pick_dtype("float32", cuda) == "float32"
+    for units in ((), ("amx_bf16",), ("avx512_bf16",), ("amx_bf16", "avx512_bf16")):
+        has = {"avx512_f": True, "amx_bf16": False, "avx512_bf16": False} | dict.fromkeys(units, True)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert pick_dtype("auto", cpu) == ("bfloat16" if units else "float32")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"neon": True})
+    assert pick_dtype("auto", cpu) == "float32"
     for has in (True, False):
         wanted = "bfloat16" if has else "float32"
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
-        assert pick_dtype("auto", cpu) == wanted
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
         assert pick_dtype("auto", cuda) == wanted
     assert pick_dtype("auto", torch.device("mps")) == "float32"

@@ -119,6 +119,7 @@ def test_every_method_states_what_differs():
               "lamo-frozen": {"train", "lm_weight"}, "lamo-lm0": {"lm_weight"}, "lamo-lm0.1": {"lm_weight"},
               "lamo-lm1": {"lm_weight"}, "lamo-rank4": {"lora_rank", "lora_alpha"},
               "lamo-rank64": {"lora_rank", "lora_alpha"}, "lamo-medium": {"lm"}, "lamo-smollm2": {"lm"},
+              "lamo-smollm2-random": {"lm", "trunk"},
               "lamo-smollm2-2": {"lm", "lm_layers"}, "lamo-smollm2-2-random": {"lm", "lm_layers", "trunk"},
               "lamo-smollm2-8": {"lm", "lm_layers"}, "lamo-smollm2-8-random": {"lm", "lm_layers", "trunk"},
               "wiki": {"train", "embeddings", "weight_decay", "lm_weight", "lr"},
@@ -187,6 +188,20 @@ def test_what_a_machine_keeps_and_how_often_is_no_change_of_settings():
     config = json.loads(json.dumps(configuration(run)))  # as it is recorded
     assert settings.changed(run, config | {"state_every": 0.5, "dtype": "bfloat16"}) == ""
     assert settings.changed(run, config | {"lr": 0.5}) == "lr=0.5"
+
+
+def test_the_mini_profile_is_in_float32_everywhere_and_says_if_a_run_is_not():
+    config = json.loads(json.dumps(configuration(RUN)))
+    assert config["dtype"] == "float32" and settings.changed(RUN, config) == ""
+    assert settings.changed(RUN, config | {"dtype": "auto"}) == ""  # a method's, not a run's
+    assert settings.changed(RUN, config | {"dtype": "bfloat16"}) == "dtype=bfloat16"
+    said = settings.differences(config | {"dtype": "bfloat16"}, config)
+    assert said == ['dtype is "bfloat16", not "float32"']
+    real = RUN.replace("/lamo/", "/lamo-smollm2-8/")  # which takes what is fast
+    for dtype in ("float32", "bfloat16"):
+        config = json.loads(json.dumps(configuration(real))) | {"dtype": dtype}
+        assert settings.changed(real, config) == ""
+        assert settings.differences(config, configuration(real)) == []
 
 
 def test_what_the_released_code_does_otherwise_is_one_word():

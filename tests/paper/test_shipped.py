@@ -80,8 +80,8 @@ def test_rows_are_shipped_with_what_made_them_and_stay(there, capsys):
     path = shipped.shipped_path(CELL)
     assert f"{path}: 6 rows of 2 runs" in capsys.readouterr().out
     rows = artifacts.read_csv(path, shipped.COLUMNS)
-    assert {(row["seed"], row["code"], row["data_sha256"], row["torch"]) for row in rows} == {
-        ("0", "abc", "0" * 8, "2"), ("1", "abc", "1" * 8, "2")}
+    assert {(row["seed"], row["code"], row["data_sha256"], row["torch"], row["dtype"]) for row in rows} == {
+        ("0", "abc", "0" * 8, "2", "float32"), ("1", "abc", "1" * 8, "2", "float32")}
     once = path.read_bytes()
     run("--take")
     assert path.read_bytes() == once and not capsys.readouterr().out
@@ -284,4 +284,4 @@ def test_every_shipped_row_can_be_traced(cells):
         for row in rows:
             assert row["profile"] == "mini" and "@" in row["data"] and row["torch"] and row["numpy"]
             assert re.fullmatch("[0-9a-f]{12}", row["code"]), (cell, row["code"])  # of a clean tree
-            assert re.fullmatch(r"none|random-mini|random-smollm2:\d|[\w-]+@[0-9a-f]{8}(:\d)?", row["lm"])
+            assert re.fullmatch(r"none|random-mini|random-smollm2(:\d)?|[\w-]+@[0-9a-f]{8}(:\d)?", row["lm"])
