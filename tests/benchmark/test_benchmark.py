@@ -102,7 +102,7 @@ def test_the_benchmark_measures_and_writes_its_rows(kit):
     # what is not measured now is kept, if it is of this machine, and stands where ROWS has it
     there = rows[1] | {"median": "77"}
     data = next(row for row in ROWS if row.group == "data")
-    others = {"machine": "another"}, {"dtype": "bfloat16"}
+    others = {"machine": "another"}, {"dtype": {"float32": "bfloat16"}.get(there["dtype"], "float32")}
     write_csv(kit.folder / RESULTS, COLUMNS, [there, *(
         rows[0] | {"group": data.group, "name": data.name} | other for other in others)])
     kit("-m", "benchmark", "--only", "64 x 20 of 10,000", "--repeats", "1")
