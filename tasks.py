@@ -302,7 +302,7 @@ CONTINUOUS = ("mujoco", "kitchen", "reacher2d")
 # for discrete BC and CQL: as many frames as the sequence models see on Breakout and Pong
 FRAMES = {"quick_init": True, "batch_size": 192, "steps": 1_500, "eval_every": 300, "log_every": 50}
 RECORDED = {"paper-kitchen": {"recorded_rewards": True}}  # which D4RL's own loader reads
-# to play with it costs more than to train, and without bfloat16 both take hours
+# to play with it costs as much as to train, and float32 nearly three times as much (docs/speed.md)
 SMOLLM2 = {"steps": 400, "eval_every": 400, "score_window": 1, "dtype": "auto"}
 
 METHODS = {
