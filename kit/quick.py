@@ -55,8 +55,7 @@ def pick_dtype(wanted, device):
     if wanted != "auto":
         return wanted
     fast = (torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else
-            device.type == "cpu" and any(torch.cpu.get_capabilities().get(f"{unit}_bf16")
-                                         for unit in ("amx", "avx512")))
+            device.type == "cpu" and any(map(torch.cpu.get_capabilities().get, ("amx_bf16", "avx512_bf16"))))
     return "bfloat16" if fast else "float32"
 
 

@@ -116,7 +116,7 @@ def constant(hidden):
 def measure(run, training, heldout, lm, random, count):
     """({depth: error of the read-out}, the constant share of what leaves the trunk)."""
     method = "lamo-random" if random else "lamo"
-    config = settings.configuration(run.replace("/lamo/", f"/{method}/"), lm=lm) | {"dtype": "float32"}
+    config = settings.configuration(run.replace("/lamo/", f"/{method}/"), lm=lm)
     torch.manual_seed(FIRST)
     model = build_model(config).eval()
     states, actions = hidden_states(model, *training, count, config["context"])

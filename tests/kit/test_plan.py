@@ -31,11 +31,11 @@ def refused(asked, capsys):
 
 
 def finish(tmp_path, method="lamo", seed=0, played=True, inputs=None, cell=CELL, **changed):
-    """A finished run as its record has it: dtype as a machine without bfloat16 writes it."""
+    """A finished run as its record has it."""
     run = f"mini/{cell}/{method}/seed{seed}"
     folder = tmp_path / "runs" / run
     folder.mkdir(parents=True)
-    config = settings.configuration(run) | {"dtype": "float32"} | changed
+    config = settings.configuration(run) | changed
     artifacts.write_json(folder / "config.json", config | {"inputs": inputs or {}, "text": None})
     (folder / "final.safetensors").touch()
     if played:

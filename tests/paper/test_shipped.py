@@ -285,3 +285,5 @@ def test_every_shipped_row_can_be_traced(cells):
             assert row["profile"] == "mini" and "@" in row["data"] and row["torch"] and row["numpy"]
             assert re.fullmatch("[0-9a-f]{12}", row["code"]), (cell, row["code"])  # of a clean tree
             assert re.fullmatch(r"none|random-mini|random-smollm2(:\d)?|[\w-]+@[0-9a-f]{8}(:\d)?", row["lm"])
+            assert row["dtype"] in ("", "float32") or (  # "": from before it was noted
+                row["dtype"] == "bfloat16" and "smollm2" in row["method"]), (cell, row["dtype"])
