@@ -48,13 +48,20 @@ def call(folder, real):
         process = int.from_bytes(server.recv(4), "big")
         for number in PASSED_ON:
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda number, _: os.kill(process, number))
+                signal.signal(number, lambda number, _: pass_on(process, number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         status = int.from_bytes(server.recv(4), "big")
     if os.WIFSIGNALED(status):
         signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.WEXITSTATUS(status))
+
+
+def pass_on(process, number):
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:  # a second signal, when the first has ended it and its status is on the way
+        pass
 
 
 # --- the server ----------------------------------------------------------------------------------
