@@ -16,13 +16,13 @@ writes  runs/RUN/eval.csv, one row an episode, with its checkpoint's losses (kit
         results/PROFILE/CELL.csv, the rows of all runs of a cell, with each run's score_window and the
         settings in which it is not what its name stands for
 
-All target returns and episodes of a checkpoint are played in lock-step: one batched forward for each
-environment step, over those episodes that still run. Episode i of a checkpoint starts from the same seed
-for every target and method (kit/envs.py), so methods are compared on the same starts.
+Target returns and episodes of a checkpoint are played in lock-step, `at_once` of them: one batched forward
+for each environment step, over those episodes that still run. Episode i of a checkpoint starts from the same
+seed for every target and method (kit/envs.py), so methods are compared on the same starts.
 Baselines know no target, so theirs is empty and they play each start once. Their action depends on the
 newest state alone.
 normalized_score is 100 (return - random) / (expert - random) with D4RL's reference scores; Atari's expert
-is a human player (Mnih et al. 2015), Reacher2d's 100 a step at the target for every step.
+is a human player (Mnih et al. 2015), Reacher2d's is at the target at each of 100 steps.
 data_score is that of the mean training episode; empty for DQN replay, which records no scores.
 Letters: n episodes side by side, K context, S state, A action, H hidden.
 """

@@ -76,7 +76,7 @@ class DecisionTransformer(nn.Module):
                 twice as many, a table for actions, a linear head that gives logits, the time added
                 before the LayerNorm, and the trunk's own position embeddings kept
     bf16        matrix products inside the trunk in bfloat16; the weights, the residual stream, the
-                LayerNorms, the embeddings and the heads stay in float32
+                LayerNorms, the embeddings and the action head stay in float32
     The authors' heads for the next state and return train on nothing, so they are left out.
     """
 

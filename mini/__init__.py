@@ -12,5 +12,6 @@ heldout.txt    the prose they are measured on
 weights/       players/ the agents; lm/, lm-random/, lm-early/, lm-markov/ the models
 README.md      what ships, how it was made, how good it is, and the licences of its text
 
-A user of the kit needs players, kitchen, atari and weights/; the rest makes weights/ again.
+A user of the kit needs players, kitchen, atari, weights/ and, beside SHA256SUMS, heldout.txt; train_player,
+corpus and pretrain make weights/ again, calibrate and readout measure.
 """

@@ -1,7 +1,7 @@
 """Wrong command lines, made from the parsers: each option of every program with bad values, bad names, words
 that nothing takes; and bad words for make. Every one ends in one line: no traceback, no acceptance, no wait.
 
-They run in this process, a program after the other: $LINES of them, or 400; there are 4,000.
+They run in this process, a program after the other: $LINES of them, or 400; there are more than 4,000.
 """
 
 import argparse
