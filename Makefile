@@ -250,8 +250,8 @@ smollm2  = $(if $(or $(filter smollm2 %.gguf,$(LM)),$(filter lamo-smollm2%,$(MET
 packages = $(if $(READY),,$(VENV)/ready $(smollm2))
 # make passes SIGTERM on to the shell that called the make below it, which ends without a word to that one
 heirs    = $(ASKING) -m kit.signals
-# CELL-dN: runs of CELL and of CELL-d1, CELL-d2 ...; what a table of them is called
-tabled   = $@$(if $(SUBSETS),-dN)
+# CELL-dN: runs of CELL and of CELL-d1, CELL-d2 ...; what a table of them is called. At ratio 1 all are one.
+tabled   = $@$(if $(SUBSETS),$(if $(filter %-1,$@),,-dN))
 homes    = $(if $(filter %-dN,$(tabled)),$(tabled:-dN=/) $(tabled:N=),$(tabled)/)
 of_cell  = $(foreach word,$(PLAN),$(if $(strip $(foreach home,$(homes),$(findstring :$(PROFILE)/$(home),$(word)/))),$(word)))
 ASKED   := $(sort $(CELLS) $(filter-out all every-cell,$(WANTED)))
@@ -301,7 +301,7 @@ shipped-report: | $(ready)
 # --- pictures that move ------------------------------------------------------------------------
 # Of each task the first finished run in the order of METHODS, then of cells, then of SEEDS: kit/video.py.
 
-subset   = $(if $(SUBSETS)$(filter %-dN,$(cell)),$(if $(filter-out 0,$1),-d$1))
+subset   = $(if $(if $(SUBSETS),$(filter-out %-1,$(cell)))$(filter %-dN,$(cell)),$(if $(filter-out 0,$1),-d$1))
 finished = $(patsubst runs/%/final.safetensors,%,$(firstword $(wildcard $(foreach method,$(METHODS),\
              $(foreach cell,$(filter $1-%,$(CELLS)),$(foreach seed,$(SEEDS),\
              runs/$(PROFILE)/$(cell:-dN=)$(call subset,$(seed))/$(method)/seed$(seed)/final.safetensors))))))

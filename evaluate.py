@@ -12,7 +12,7 @@
 reads   runs/RUN/config.json and *.safetensors
         data/PROFILE/*-heldout.npz, if it is there
 writes  runs/RUN/eval.csv, one row an episode, with its checkpoint's losses (kit/imitation.py), and eval.json,
-        what was played; what was played with other options stays in eval.DIGEST.csv; --collect writes
+        what was played and by what; of other options both stay, as eval.DIGEST.*; --collect writes
         results/PROFILE/CELL.csv, the rows of all runs of a cell, with each run's score_window and the
         settings in which it is not what its name stands for
 
@@ -28,14 +28,11 @@ Letters: n episodes side by side, K context, S state, A action, H hidden.
 """
 
 import copy
-import hashlib
-import json
-import os
 import sys
 from pathlib import Path
 
 from kit import artifacts, fail, seals, settings, signals
-from kit.gathering import collect, load_rows, row_of
+from kit.gathering import begin_evaluation, collect, finish_evaluation, row_of
 
 OPTIONS = settings.options(__doc__, run="maybe")
 OPTIONS.add_argument("--collect", type=settings.run_name, metavar="PROFILE/CELL", help="gather a cell's runs")
@@ -181,14 +178,9 @@ def evaluate(run, device="auto", fresh=False, **overrides):
     how = {name: config[name] for name in (*settings.EVALUATION, "dtype") if name in config}
     window = how.pop("score_window")  # which decides what is averaged, not what is played
     folder = artifacts.run_folder(run)
-    done, part = folder / "eval.csv", folder / f"eval.{digest_of(how)}.csv"
-    rows = []
     seals.remove_leftovers(folder)
     runs.remove_states(folder)
-    set_aside(folder, how)
-    for path in () if fresh else (done, part):  # part: of an interrupted call, or of one before others
-        if path.exists() and not rows:
-            rows = load_rows(path, config, whole=path == done)
+    part, rows, by = begin_evaluation(folder, how, config, runs.machine(device), fresh)
     before, jobs, n, envs = len(rows), jobs_of(config), config["at_once"], []
     lacking = len(checkpoints) * len(jobs) - before
     written, heldout = artifacts.RESULT_COLUMNS + artifacts.LOSS_COLUMNS, load_heldout(config)
@@ -206,28 +198,9 @@ def evaluate(run, device="auto", fresh=False, **overrides):
                 rows += [row_of(config, step, *episode) | losses for episode in episodes]
                 artifacts.write_csv(part, written, rows)
                 progress.expect(progress.done * lacking // (len(rows) - before))  # the others will be as long
-    # eval.json says how eval.csv was played, and another make may gather both at any moment: so it comes
-    # first, beside no rows, or such as were played in the same way (set_aside)
-    artifacts.write_json(folder / "eval.json", how | {"score_window": window})
     artifacts.write_csv(part, written, rows)
-    os.replace(part, done)
+    finish_evaluation(part, how | {"score_window": window, "played_by": by}, fresh)
     summarise(run, config, rows)
-
-
-def set_aside(folder, how):
-    """Give eval.csv another name, under which it is found again, unless it was played in this way: as many
-    episodes, at these target returns, as precisely. Without a record of how, it is nobody's."""
-    if not (folder / "eval.json").exists():
-        (folder / "eval.csv").unlink(missing_ok=True)
-    elif (folder / "eval.csv").exists():
-        record = artifacts.read_json(folder / "eval.json", "delete it and evaluate again")
-        played = {name: record.get(name) for name in how}
-        if played != how:
-            os.replace(folder / "eval.csv", folder / f"eval.{digest_of(played)}.csv")
-
-
-def digest_of(how):
-    return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def summarise(run, config, rows):

@@ -76,11 +76,17 @@ def notes(table):
     return [f"{', '.join(names)}: {note}" for note, names in methods.items()]
 
 
+def data_name(rows):
+    """With a digest, if all rows have one: subsets that a script played are a file each."""
+    names = sorted({row["data"] for row in rows})
+    return names[0] if len(names) == 1 else f"{artifacts.source_name(names[0])}, {len(names)} subsets"
+
+
 def print_table(cell, rows, table):
     profile, task, ratio = settings.parse_cell(cell)
     paper = paper_scores(task, ratio)
     first = rows[0]
-    print(f"\n{cell}: data {first['data']}, {first['data_episodes']} episodes")
+    print(f"\n{cell}: data {data_name(rows)}, {first['data_episodes']} episodes")
     targets = common(table, "target")
     print(f"score: mean over the last {evaluations(table)}"
           + (f" at target return {targets}" if targets else ""))
@@ -172,7 +178,7 @@ def draw(cell, rows, table):
     seeds = sorted({row["seed"] for row in rows})
     kind = "small LM, own data: not the paper's numbers" if profile == "mini" else (
         "not the paper's settings" if any(line["changed"] for line in table) else "the paper's settings")
-    title = [f"{task}, ratio {ratio:g}   |   profile {profile} ({kind})   |   data {rows[0]['data']}"
+    title = [f"{task}, ratio {ratio:g}   |   profile {profile} ({kind})   |   data {data_name(rows)}"
              f"   |   {'subset and ' * of_subsets(rows)}seed{'s' * (len(seeds) > 1)} "
              f"{' '.join(map(str, seeds))}", *notes(table)]
     places = sum(len(line["scores"]) + (line["method"] in paper) + 0.8 for line in table)

@@ -34,7 +34,7 @@ OPTIONS.add_argument("name", type=run_name, help="PROFILE/CELL, or PROFILE/text"
 OPTIONS.add_argument("--data", default="", help="the dataset's file, a folder that holds it, or a URL")
 OPTIONS.add_argument("--text", default="", help="a text or Parquet file, a folder of them, a zip, or a URL")
 OPTIONS.add_argument("--lm", default="", help="whose tokenizer encodes the text")
-OPTIONS.add_argument("--subset_seed", type=settings.ANY_SEED, help="which episodes; or name CELL-dSEED")
+OPTIONS.add_argument("--subset_seed", type=settings.ANY_SEED, help="that of the name, CELL-dSEED")
 OPTIONS.add_argument("--workers", type=settings.THREADS, default=os.cpu_count(), help="that roll out")
 OPTIONS.add_argument("--timeout", type=settings.SECONDS, default=20.0, help="to wait for a server")
 OPTIONS.add_argument("--replace", action="store_true", help="other data than finished runs were trained on")
@@ -97,12 +97,13 @@ def prepare(args):
 
 
 def subset_of(args):
-    """The seed of a cell's episodes: that in its name, or of the words behind it, or 0."""
+    """The seed of a cell's episodes, which is in its name: rows say the subset of that."""
     parse_cell(args.name)
-    named = split_subset(args.name)[1]
-    if named and args.subset_seed not in (None, named):
-        fail(f"{args.name} names its subset, and --subset_seed {args.subset_seed} is another")
-    return named or args.subset_seed or 0
+    plain, named = split_subset(args.name)
+    if args.subset_seed not in (None, named):
+        other = f"{plain}-d{args.subset_seed}" if args.subset_seed else plain
+        fail(f"{args.name} is subset {named}, and --subset_seed {args.subset_seed} another; name {other}")
+    return named
 
 
 def source_of(config, args, old):

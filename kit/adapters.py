@@ -62,7 +62,9 @@ def import_peft(model: nn.Module, folder) -> None:
         if isinstance(layer, LoRA):
             A, B, bias = (tensors.pop(f"base_model.model.{path}.lora_{part}", None)
                           for part in ("A.weight", "B.weight", "B.bias"))
-            if A is not None and B is not None:
+            if (A is None) != (B is None):
+                refuse(folder, f"has half of a pair for {path}; it is damaged")
+            if A is not None:
                 fill(layer, path, folder, A, B, rank)
                 layer.lora_B *= scale / layer.scale
                 found = True

@@ -16,8 +16,8 @@ in one line.
         state.safetensors               what a killed run resumes from; removed at the end, as is
         state-before.safetensors        the one before, should the newest be damaged
         eval.csv                        one row an episode: RESULT_COLUMNS, then LOSS_COLUMNS
-        eval.json                       what was played: episodes, target returns
-        eval.DIGEST.csv                 rows that were played with other options, or not all yet
+        eval.json                       what was played, episodes and target returns, and by what
+        eval.DIGEST.csv, .json          the same of other options, or of an evaluation that is not whole
         log.txt, cost.json              all that it printed, and what it took, where kit.watch stood before it
     results/PROFILE/CELL.csv            the rows of all runs of a cell; CELL-dN.csv: of seed N on subset N
     figures/PROFILE/CELL.png

@@ -1,4 +1,8 @@
-"""The runs of a cell in one file, for plot.py: `python evaluate.py --collect PROFILE/CELL`.
+"""The rows of a run's evaluation, and those of a cell's runs in one file, for plot.py.
+
+    part, rows, by = begin_evaluation(folder, how, config, machine, fresh)  # what is there already
+    finish_evaluation(part, record, fresh)                                  # eval.csv and eval.json
+    collect("mini/hopper-medium-0.01")                                      # evaluate.py --collect mini/...
 
 reads   runs/PROFILE/CELL/*/seed*/: config.json, eval.json, eval.csv
 writes  results/PROFILE/CELL.csv, with the number of each run's subset, its score_window, the settings in
@@ -8,11 +12,74 @@ CELL-dN gathers replications of everything: seed 0 of CELL, seed 1 of CELL-d1, s
 Seeds that share a subset are in CELL, or CELL-d3, alone, so that no table has two runs of a method and seed.
 """
 
+import hashlib
+import json
+import os
 import re
 
 from kit import artifacts, fail, lock, seals, settings
 from tasks import METHODS
 
+# --- an evaluation that goes on --------------------------------------------------------------------
+
+def begin_evaluation(folder, how, config, machine, fresh):
+    """(file for rows, rows that are there, by what they and those to come are played) of an evaluation.
+
+    how         the options on which it depends which episodes are played, and how precisely
+    machine     what plays now, as kit.runs.machine says; beside it stands what played rows that are there
+    """
+    part, by = folder / f"eval.{digest_of(how)}.csv", [machine]
+    set_aside(folder, how)
+    if fresh:
+        part.unlink(missing_ok=True)
+    rows = []
+    for path in () if fresh else (folder / "eval.csv", part):  # part: of a killed call, or one before others
+        if path.exists() and not rows:
+            rows = load_rows(path, config, whole=path != part)
+            before = seals.read_report(path.with_suffix(".json")).get("played_by", [{"code": "unknown"}])
+            by = before + [machine] * (machine not in before)
+    artifacts.write_json(part.with_suffix(".json"), how | {"played_by": by})
+    return part, rows, by
+
+
+def finish_evaluation(part, record, fresh):
+    """Give a whole evaluation its names. eval.json says how eval.csv was played, and another make may gather
+    both at any moment: so it comes first, beside no rows, or such as were played in the same way."""
+    done = part.with_name("eval.csv")
+    if fresh:
+        done.unlink(missing_ok=True)
+    artifacts.write_json(done.with_suffix(".json"), record)
+    os.replace(part, done)
+    part.with_suffix(".json").unlink(missing_ok=True)
+
+
+def set_aside(folder, how):
+    """Give eval.csv and its record another name, under which they are found again, unless it was played in
+    this way. Without a record of how, it is nobody's."""
+    if not (folder / "eval.json").exists():
+        (folder / "eval.csv").unlink(missing_ok=True)
+    elif (folder / "eval.csv").exists():
+        record = artifacts.read_json(folder / "eval.json", "delete it and evaluate again")
+        played = {name: record.get(name) for name in how}
+        if played != how:
+            aside = folder / f"eval.{digest_of(played)}.csv"
+            artifacts.write_json(aside.with_suffix(".json"), record)
+            os.replace(folder / "eval.csv", aside)
+
+
+def digest_of(how):
+    return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def made_by(config, evaluation):
+    """{name: "a1b2+c3d4"}: by what a run was trained and played, of settings.MACHINE and precision; each
+    value once, in that order. config, evaluation: config.json and eval.json"""
+    parts = [config, *config.get("resumed", []), evaluation, *evaluation.get("played_by", [])]
+    return {name: "+".join(dict.fromkeys(str(part[name]) for part in parts if part.get(name) is not None))
+            for name in (*settings.MACHINE, "dtype")}
+
+
+# --- the runs of a cell ----------------------------------------------------------------------------
 
 def collect(cell):
     """results/PROFILE/CELL.csv: every evaluated run of the cell, methods in the table's order."""
@@ -26,6 +93,10 @@ def collect(cell):
         subset = settings.split_subset(config["cell"])[1]
         data = {name: config[name] for name in ("data", "data_sha256")}
         refuse_to_mix(first.setdefault(f"subset {subset}", (run, data)), run, data)
+        twin = first.setdefault(data["data_sha256"], (run, subset))
+        if twin[1] != subset:
+            fail(f"runs/{twin[0]} and runs/{run} were trained on the same episodes, which {cell} would count "
+                 "as two subsets; move one of them out of runs/")
         alike = {name: value for name, value in config.items() if name not in OF_ONE_RUN}
         if settings.split_subset(cell)[1] == "N":
             alike = {name: value for name, value in alike.items() if name not in OF_ONE_SUBSET}
@@ -120,7 +191,7 @@ def evaluated(cell, methods):
 
 
 # In what the seeds of a method may differ: a random trunk and what is frozen of it are the seed's.
-OF_ONE_RUN = ("seed", "frozen_sha256", "resumed", *settings.MACHINE, *settings.KEEPING)
+OF_ONE_RUN = ("seed", "frozen_sha256", "resumed", "played_by", *settings.MACHINE, *settings.KEEPING)
 # And in what they may, besides, where each has a subset of its own.
 OF_ONE_SUBSET = ("cell", "data_sha256", "data_episodes", "data_return_mean", "state_mean", "state_std")
 

@@ -81,7 +81,7 @@ def asked(cells, every, make):
         if subsets:
             if settings.split_subset(cell)[1]:
                 settings.fail(f"{cell} names its subset, and SUBSETS=seed does, too; leave one of them out")
-            cell = f"{cell}-dN"
+            cell = settings.table_of(cell)
         if make["DATA"] and profile == "mini":
             settings.fail("DATA= belongs to PROFILE=paper; the mini profile plays its own data")
         for method in make["METHODS"].split():
@@ -105,7 +105,7 @@ class Request(NamedTuple):
 def requested(cells, found, make):
     """The Request of these cells. found: what `asked` says of them."""
     return Request({run for of_cell in found.values() for run in of_cell},
-                   {f"{cell}-dN" if make.get("SUBSETS") else cell for cell in cells})
+                   {settings.table_of(cell) if make.get("SUBSETS") else cell for cell in cells})
 
 
 def check_words(make):

@@ -37,10 +37,14 @@ def make_record(config, provenance, mean, std, device, model, **more):
         "data_sha256": provenance["sha256"], "data_episodes": provenance["episodes"],
         "data_return_mean": provenance["return_mean"], "reference_min": provenance["reference_min"],
         "reference_max": provenance["reference_max"], "state_mean": mean.tolist(),
-        "state_std": std.tolist(), "frozen_sha256": artifacts.arrays_digest(frozen),
-        "code": code_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "device": str(device), "threads": torch.get_num_threads()} | more
+        "state_std": std.tolist(), "frozen_sha256": artifacts.arrays_digest(frozen)} | machine(device) | more
     return json.loads(json.dumps(record))  # as it will be read back: tuples become lists
+
+
+def machine(device):
+    """What computes: settings.MACHINE."""
+    return {"code": code_version(), "torch": torch.__version__, "numpy": np.__version__,
+            "device": str(device), "threads": torch.get_num_threads()}
 
 
 def code_version():

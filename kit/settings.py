@@ -54,6 +54,11 @@ def of_seed(cell, seed):
     return cell if subset != "N" else plain if int(seed) == 0 else f"{plain}-d{seed}"
 
 
+def table_of(cell):
+    """What SUBSETS=seed calls a cell's table; the cell itself where all subsets are the same episodes."""
+    return cell if cell.endswith("-1") else f"{cell}-dN"
+
+
 def parse_cell(name):
     """"mini/hopper-medium-0.01" -> ("mini", "hopper-medium", 0.01), whatever its subset is."""
     profile, _, cell = name.strip("/").partition("/")
@@ -280,7 +285,8 @@ def changed(run, recorded):
     """"steps=6 lm=/toy": the settings in which a run differs from what its name stands for."""
     meant = json.loads(json.dumps(configuration(run)))
     told = UNSAID | recorded
-    if (lm := told.get("lm")) and os.path.basename(lm) == meant.get("lm"):
+    lm, from_hub = told.get("lm"), run.startswith("paper/")
+    if lm and from_hub and os.path.basename(lm) == meant.get("lm"):
         told["lm"] = meant["lm"]  # a copy in a folder of its name; rows have its digest
     return " ".join(f"{name}={json.dumps(told.get(name)).strip(chr(34))}" for name, value in meant.items()
                     if told.get(name) != value and name not in KEEPING  # the machine's, and so is this:

@@ -134,10 +134,10 @@ def paired_over_starts(first, second):
     """The Paired of two methods' rows, in score, with an interval that also covers other starts of episodes;
     None unless two seeds or more have played the same two starts or more.
 
-    Episode i has the same start for each method, seed and checkpoint. Seeds x starts is a table of
-    differences with two random effects: the variance of its mean is (MS_seeds + MS_starts - MS_rest) / cells,
-    with Satterthwaite's degrees of freedom, at least the seeds'. The interval over seeds counts if it is
-    wider, or if starts differ no more than what is left over.
+    Episode i has the same start for each method, seed and checkpoint, as in the mini profile. Seeds x starts
+    is a table of differences with two random effects: the variance of its mean is (MS_seeds + MS_starts -
+    MS_rest) / cells, with Satterthwaite's degrees of freedom, at least the seeds'. The interval over seeds
+    counts if it is wider, or if starts differ no more than what is left over.
     """
     ours, theirs = (scores_by_start(rows) for rows in (first, second))
     seeds = sorted({seed for seed, _ in ours} & {seed for seed, _ in theirs})

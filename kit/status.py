@@ -271,6 +271,7 @@ def say_failures(found):
 
 def main(args):
     make = plan.of_make()
+    plan.check_places(make)
     if not args.watch:
         found, size = grid(args.cells, make), shutil.get_terminal_size((140, 40))
         lines = (say_plan(found, make) if args.plan else say_failures(found) if args.failed

@@ -144,7 +144,8 @@ def compare_file(rows, ours, theirs):
     pairs = {what: paired(*both) for what, both in values.items()}
     if pairs["score"] is None:
         return None
-    pairs["starts"] = paired_over_starts(ours, theirs)
+    shared = rows[0]["profile"] == "mini"  # else each seed and checkpoint has starts of its own (kit/envs.py)
+    pairs["starts"] = paired_over_starts(ours, theirs) if shared else None
     measured = {(row["seed"], row["heldout_data"]) for row in ours + theirs if row.get("heldout_data")}
     if len(measured) > len({seed for seed, _ in measured}):  # each over other episodes
         pairs |= dict.fromkeys(HELD_OUT)

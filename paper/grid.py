@@ -11,7 +11,7 @@ A line is what kit.statistics.summarise says of a method in a cell, and beside i
     deviation             over the seeds' scores (n - 1); None for one seed
     curve                 (share of the training, mean score, deviation or None) for each evaluation
     profile, data, data_episodes, data_score, episodes    of its rows; episodes of an evaluation and target
-    records               {seed: config.json}, as far as the runs are there
+    records               {seed: config.json}, as far as the runs are there, and by what they were played
 """
 
 import functools
@@ -21,6 +21,7 @@ import numpy as np
 
 import tasks
 from kit import artifacts, settings
+from kit.gathering import made_by
 from kit.results import data_score, files_of, load_cell
 from kit.statistics import summarise
 
@@ -82,7 +83,7 @@ def more_of(line, rows, troubles):
             "curve": curve(own), "episodes": len({row["episode"] for row in own}),
             **{name: first[name] for name in ("profile", "data_episodes")}, "data_score": data_score(rows),
             "data": ", ".join(sorted({row["data"] for row in rows})),
-            "records": said_by(rows) or records(cell, line, troubles)}
+            "records": said_by(rows) or records(cell, rows, troubles)}
 
 
 def said_by(rows):
@@ -109,18 +110,21 @@ def curve(rows):
     return points
 
 
-def records(cell, line, troubles):
-    """{seed: config.json, with what cost.json says as "cost"} of a method's runs that are there; over
-    subsets, of each the one of its seed."""
-    found, every = {}, f"{cell.name}-dN" if line["over"] == "subsets" else cell.name
-    paths = cell.parent.glob(f"{every.replace('-dN', '*')}/{line['method']}/seed*/config.json")
+def records(cell, rows, troubles):
+    """{seed: config.json, with what cost.json says as "cost"} of the runs of a method's rows, and of others
+    that are there; where rows are of subsets, of each the one of its seed."""
+    found, every = {}, f"{cell.name}-dN" if any(row["subset"] for row in rows) else cell.name
+    paths = cell.parent.glob(f"{every.replace('-dN', '*')}/{rows[0]['method']}/seed*/config.json")
     for path in sorted(paths):
         seed = path.parent.name[4:]
         if not seed.isdigit() or path.parts[-4] != settings.of_seed(every, seed):
             continue
         record = attempt(troubles, artifacts.read_json, path, "the report does without it")
-        cost = path.with_name("cost.json")
+        cost, evaluation = path.with_name("cost.json"), path.with_name("eval.json")
         if record is not None:
+            if evaluation.exists():
+                how = attempt(troubles, artifacts.read_json, evaluation, "the report does without it")
+                record |= made_by(record, how or {})
             if cost.exists():
                 record["cost"] = attempt(troubles, artifacts.read_json, cost, "the report does without it")
             found[int(path.parent.name[4:])] = record

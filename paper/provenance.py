@@ -67,6 +67,6 @@ def warnings_of(line, seeds):
         own = name == "data_sha256" and line["over"] == "subsets"  # of which each has its own data
         if len(recorded(line, name)) > 1 and not own:
             said.append(f"mixed {what}: {', '.join(recorded(line, name))}")
-    if any(text.endswith("-dirty") for text in recorded(line, "code")):
+    if any("-dirty" in text for text in recorded(line, "code")):
         said.append("files differed from the commit")
     return said

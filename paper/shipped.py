@@ -35,7 +35,7 @@ if __name__ == "__main__":
 import numpy as np
 
 import plot
-from kit import artifacts, seals
+from kit import artifacts, gathering, seals
 from kit.results import data_score, load_cell
 from kit.statistics import mean_over_tasks, replications, summarise
 from paper import forest
@@ -44,7 +44,7 @@ from paper.grid import is_lamo, name_of
 from tasks import METHODS
 
 FOLDER = Path("results/shipped/mini")
-MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads", "dtype")  # of a run's config.json
+MADE_BY = ("data_sha256", "code", "torch", "numpy", "device", "threads", "dtype")  # trained and played
 COLUMNS = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS + MADE_BY
 MARKERS = ("<!-- shipped: begin, of make shipped-report -->", "<!-- shipped: end -->")
 FIGURE = Path("docs/hopper-medium-0.01.png")
@@ -65,17 +65,12 @@ GRID = ((FEW, MAIN, 5), (FEW[:1], RIVALS, 3), (FEW[:3], ABLATIONS, 3), (FEW[1:],
 
 # --- what is run, and its rows -----------------------------------------------------------------
 
-def table_of(cell):
-    """Each seed has a subset of its own, but where all subsets are the same episodes."""
-    return cell if cell.endswith("-1") else f"{cell}-dN"
-
-
 def shipped_path(cell):
-    return FOLDER / f"{table_of(cell)}.csv.gz"
+    return FOLDER / f"{settings.table_of(cell)}.csv.gz"
 
 
 def settings_path(cell):
-    return FOLDER / f"{table_of(cell)}.json"
+    return FOLDER / f"{settings.table_of(cell)}.json"
 
 
 def of_settings(cell):
@@ -90,7 +85,7 @@ def shipped_rows(cell):
     if not path.exists():
         return []
     asked = {method for method, config in of_settings(cell).items()
-             if not settings.changed(f"mini/{cell}/{method}/seed0", config)}
+             if not settings.changed(f"mini/{cell}/{method}/seed0", {"dtype": "auto"} | config)}
     return [row for row in artifacts.read_csv(path, COLUMNS) if row["method"] in asked]
 
 
@@ -120,13 +115,13 @@ def missing():
                     lacking.setdefault(seeds, []).append(method)
             for seeds, them in lacking.items():
                 yield (f'{cell} "METHODS={" ".join(them)}" "SEEDS={seeds}"'
-                       + " SUBSETS=seed" * (table_of(cell) != cell))
+                       + " SUBSETS=seed" * (settings.table_of(cell) != cell))
 
 
 def take():
     """Ship the rows of this checkout's runs, beside those of other runs that are shipped."""
     for cell in dict.fromkeys(cell for cells, *_ in GRID for cell in cells):
-        source = artifacts.results_path(f"mini/{table_of(cell)}")
+        source = artifacts.results_path(f"mini/{settings.table_of(cell)}")
         if not source.exists():
             continue
         rows = artifacts.read_csv(source, artifacts.RESULT_COLUMNS)
@@ -146,7 +141,8 @@ def take():
         rows = [{name: row[name] for name in COLUMNS} for row in rows]
         content = gzip.compress(artifacts.csv_text(COLUMNS, rows).encode("utf-8"), mtime=0)
         made = json.loads(json.dumps({  # as it is read back
-            method: settings.configuration(f"mini/{cell}/{method}/seed0")
+            method: {name: value for name, value in settings.configuration(
+                f"mini/{cell}/{method}/seed0").items() if name != "dtype"}  # which each row says
             for method in dict.fromkeys(row["method"] for row in rows)}))
         path = shipped_path(cell)
         if rows and not (path.exists() and path.read_bytes() == content and of_settings(cell) == made):
@@ -168,10 +164,10 @@ def cell_of(row):
 
 @functools.cache
 def recorded(run):
-    """MADE_BY of a run's record, and in which settings it differs from what tasks.py has now."""
-    record = artifacts.load_config(run)
-    record = {"dtype": "float32"} | record  # which a baseline does not say
-    made_by = {name: record[name][:8] if name == "data_sha256" else record[name] for name in MADE_BY}
+    """MADE_BY of a run's records, and in which settings it differs from what tasks.py has now."""
+    record = {"dtype": "float32"} | artifacts.load_config(run)  # which a baseline does not say
+    evaluation = artifacts.read_json(artifacts.run_folder(run) / "eval.json", "play it again")
+    made_by = gathering.made_by(record, evaluation) | {"data_sha256": record["data_sha256"][:8]}
     return made_by | {"changed": settings.changed(run, record)}
 
 
@@ -330,7 +326,7 @@ def write(cells):
         return
     first = next(iter(cells))
     rows = [row for row in cells[first] if row["method"] in MAIN]
-    save(FIGURE, plot.draw(f"mini/{table_of(first)}", rows, summarise(rows)), drawn_of(first))
+    save(FIGURE, plot.draw(f"mini/{settings.table_of(first)}", rows, summarise(rows)), drawn_of(first))
     for path, every in CLAIMED_FIGURES.items():
         if picture := forest.picture(claimed(cells), "mini", every):
             save(path, picture[1], claims_drawn(cells))

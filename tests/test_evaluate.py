@@ -18,7 +18,7 @@ from baselines import build_actor
 from kit import artifacts, lock, seals, settings
 from kit.artifacts import LOSS_COLUMNS, RESULT_COLUMNS, heldout_path
 from kit.envs import EPISODE_SEED, make_env
-from kit.gathering import collect, episodes_of, of_run
+from kit.gathering import collect, digest_of, episodes_of, of_run
 from kit.language_models import dt_trunk
 from kit.settings import configuration
 from model import DecisionTransformer
@@ -240,8 +240,10 @@ def interrupted(folder):
     """The folder as a kill after the first checkpoint leaves it: its rows, and no eval.csv."""
     whole = (folder / "eval.csv").read_bytes()
     how = seals.read_json(folder / "eval.json")
+    by = how.pop("played_by")
     how.pop("score_window")
-    part = folder / f"eval.{evaluate.digest_of(how)}.csv"
+    part = folder / f"eval.{digest_of(how)}.csv"
+    artifacts.write_json(part.with_suffix(".json"), how | {"played_by": by})
     edit(part, "".join(line for line in whole.decode().splitlines(keepends=True) if ",0,6," not in line))
     (folder / "eval.csv").unlink()
     return whole
@@ -355,6 +357,34 @@ def test_what_was_played_with_a_word_is_not_lost_when_the_word_is_forgotten(eval
     (folder / "eval.json").unlink()
     evaluate.evaluate(RUN, episodes=2)
     assert (folder / "eval.csv").read_text() == whole
+
+
+def test_the_record_names_all_that_played(evaluated, folder, monkeypatch):
+    """A killed evaluation that goes on under another commit, and one that was set aside meanwhile."""
+    monkeypatch.chdir(evaluated.folder)
+    interrupted(folder)
+    (first,) = seals.read_json(next(folder.glob("eval.*.json")))["played_by"]
+    assert {*first} == {*settings.MACHINE}
+    monkeypatch.setattr(evaluate.runs, "code_version", lambda: "another")
+    evaluate.evaluate(RUN, "cpu", episodes=2)
+    assert not list(folder.glob("eval.*.json"))
+
+    def codes():
+        return [one["code"] for one in seals.read_json(folder / "eval.json")["played_by"]]
+
+    both = [first["code"], "another"]
+    assert codes() == both
+    evaluate.evaluate(RUN, "cpu", episodes=1)
+    assert codes() == ["another"] and len(list(folder.glob("eval.*.json"))) == 1
+    evaluate.evaluate(RUN, "cpu", episodes=2)
+    assert codes() == both
+    record = seals.read_json(folder / "eval.json")
+    del record["played_by"]  # an older kit's
+    artifacts.write_json(folder / "eval.json", record)
+    evaluate.evaluate(RUN, "cpu", episodes=2)
+    assert codes() == ["unknown", "another"]
+    evaluate.evaluate(RUN, "cpu", episodes=2, fresh=True)
+    assert codes() == ["another"]
 
 
 def test_environments_are_made_once_a_run_and_only_to_play(evaluated, folder, monkeypatch):
@@ -574,6 +604,10 @@ def test_replications_of_everything_may_differ_in_their_episodes_and_in_nothing_
                     {"frozen_sha256": "another"}):
         assert {*changed} <= {"resumed", "frozen_sha256", *settings.MACHINE, *settings.KEEPING}
         finish(1, 1, **changed)
+        collect("mini/pong-medium-0.1-dN")
+    finish(1, 1, data_sha256="0")
+    with pytest.raises(SystemExit, match="seed0 and runs/.*-d1/bc/seed1 were trained on the "
+                       "same episodes"):
         collect("mini/pong-medium-0.1-dN")
     for changed in ({"lr": 0.5}, {"data": "mini-qbert-script@1"}):
         finish(1, 1, **changed)

@@ -177,6 +177,13 @@ def test_over_subsets_words_say_so(capsys):
         assert line["interval"] == pytest.approx((31.5 - 1.242, 31.5 + 1.242), abs=1e-3)
 
 
+def test_what_a_script_played_has_a_digest_a_subset(capsys):
+    rows = [row for seed in range(2) for row in make_rows(
+        {1: [30.0]}, seed=seed, subset=seed, data=f"pong-script@{seed}")]
+    out, figure = printed(capsys, rows, f"{CELL}-dN"), plot.draw(f"{CELL}-dN", rows, summarise(rows))
+    assert "data pong-script, 2 subsets, " in out and "data pong-script, 2 subsets " in figure.get_suptitle()
+
+
 def test_losses_have_a_panel_where_they_were_measured():
     rows = [row for method, low in (("lamo", 0.1), ("dt", 0.2), ("cql", float("nan")))
             for step, seed in ((1, 0), (2, 0), (1, 1), (2, 1))

@@ -141,9 +141,7 @@ def test_a_changed_setting_remakes_the_data(prepare, monkeypatch):
     assert "is made anew: trajectories is 60, the file was made with 50\n" in out
     assert "6 of 60 episodes" in out
     assert load_provenance(path)["total_episodes"] == 60
-    out = prepare(f"mini/{REACHER}", "--subset_seed", "3")
-    assert "subset_seed is 3, the file was made with 0" in out
-    assert "is up to date" in prepare(f"mini/{REACHER}", "--subset_seed", "3")
+    assert "is up to date" in prepare(f"mini/{REACHER}")
 
 
 def test_data_that_finished_runs_stand_on_are_replaced_only_on_demand(prepare, monkeypatch):
@@ -417,12 +415,12 @@ def test_what_another_player_or_other_settings_left_is_not_used(prepare, monkeyp
 
 
 def test_an_episode_that_another_subset_kept_is_used_by_its_number(prepare, monkeypatch, log):
-    once = made(prepare, log, f"mini/{REACHER}", "--subset_seed", 3)
-    wanted = choose(50, 0.1, 3)
+    once = made(prepare, log, f"mini/{REACHER}")
+    wanted = choose(50, 0.1, 0)
     monkeypatch.setattr(played, "choose", lambda *_: np.sort(np.append(wanted[2:4], [0, 49])))
     broken(prepare, monkeypatch, log, 3, f"mini/{REACHER}")
     monkeypatch.setattr(played, "choose", choose)
-    prepare(f"mini/{REACHER}", "--subset_seed", 3)
+    prepare(f"mini/{REACHER}")
     assert files(prepare.folder) == once and numbers(log)[:-2] == [*np.delete(wanted, [2, 3])]
 
 
@@ -477,17 +475,21 @@ def test_a_given_file_is_kept_without_the_word_and_compared_with_it(prepare, mon
     assert "is up to date" in prepare(cell, "--data", prepare.folder / "copy.hdf5")
     line = refused(prepare, cell, "--data", two)
     assert "the source's SHA-256 is" in line and "--replace" in line
-    # what it was made from is not there to make another subset of it
-    line = refused(prepare, cell, "--subset_seed", "1")
-    assert "subset_seed is 1, the file was made with 0" in line and "--data" in line and "one.hdf5@" in line
-    assert stamp(path) == before
+    with monkeypatch.context() as patched:  # what it was made from is not there to cut it otherwise
+        patched.setitem(tasks.TASKS["hopper-medium"], "max_timestep", 500)
+        line = refused(prepare, cell)
+    assert "max_timestep is 500, the file was made with 1000" in line and "--data" in line
+    assert "one.hdf5@" in line and stamp(path) == before
     assert "is made anew" in prepare(cell, "--data", two, "--replace")
     assert load_provenance(path)["data"].startswith("two.hdf5@")
 
 
 def test_a_subset_in_the_name_and_another_in_words_are_one_line(prepare):
-    line = refused(prepare, "paper/hopper-medium-0.1-d3", "--subset_seed", "2")
-    assert "paper/hopper-medium-0.1-d3 names its subset, and --subset_seed 2 is another" in line
+    """Also where the name has none: rows would say that they are of subset 0."""
+    for name, seed, other in (("-d3", "2", "-d2"), ("-d3", "0", ""), ("", "2", "-d2")):
+        line = refused(prepare, f"paper/hopper-medium-0.1{name}", "--subset_seed", seed)
+        assert (f"paper/hopper-medium-0.1{name} is subset {name[2:] or 0}, and --subset_seed {seed} another; "
+                f"name paper/hopper-medium-0.1{other}\n") in line + "\n"
     source = write_d4rl(prepare.folder / "one.hdf5", d4rl_arrays()[0])
     prepare("paper/hopper-medium-0.1-d3", "--subset_seed", "3", "--data", source)
 
@@ -502,7 +504,8 @@ def test_a_downloaded_file_is_not_asked_for_again(prepare, monkeypatch):
     assert not provenance["given"] and asked
     asked.clear()
     assert "is up to date" in prepare(cell) and not asked
-    assert "is made anew: subset_seed is 1" in prepare(cell, "--subset_seed", "1") and asked
+    monkeypatch.setitem(tasks.TASKS["hopper-medium"], "max_timestep", 500)
+    assert "keeps its arrays, although max_timestep is 500" in prepare(cell) and asked
 
 
 def test_a_replay_cell_on_disk_comes_back(prepare):

@@ -102,6 +102,17 @@ def test_adapters_that_do_not_fit_are_refused(tiny_lm, tmp_path):
         import_peft(trunk, tmp_path)
 
 
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_an_adapter_that_lacks_half_of_a_pair_is_refused(tmp_path, half):
+    of_peft(tmp_path, ["q_proj"])
+    path = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if half in name)]
+    save_file(tensors, path)
+    with pytest.raises(SystemExit, match="has half of a pair for .*q_proj; it is damaged"):
+        build_model(config_of(tmp_path / "lm", adapter=str(tmp_path / "adapter")))
+
+
 def of_peft(folder, target):
     """A tiny Llama in folder/lm, and in folder/adapter one as peft trains it; returns the adapted model."""
     torch.manual_seed(0)

@@ -126,6 +126,8 @@ def test_so_is_a_subset_and_what_is_in_other_tables_is_none_of_its_business(aske
     with pytest.raises(SystemExit, match="lamo/seed3 steps is 4"):
         plan([CELL, f"{CELL}-dN"], False, BLANK | {"SEEDS": "0 1"})  # both tables
     assert len(asked(SEEDS="0 1", SUBSETS="seed", REPLACE="1")) == 6
+    whole = plan(["hopper-medium-1"], False, BLANK | {"SEEDS": "0 1", "SUBSETS": "seed"})
+    assert "run:mini/hopper-medium-1/lamo/seed1" in whole and not any("-d1" in word for word in whole)
     folder.rename(folder.with_name("seed1.old"))
     assert len(asked(SEEDS="0 2", SUBSETS="seed")) == 6
 

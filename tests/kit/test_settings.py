@@ -330,9 +330,13 @@ def test_differences_are_read_as_a_record_reads():
 
 
 def test_a_copy_of_the_language_model_in_a_folder_of_its_name_is_no_other_setting():
-    record = json.loads(json.dumps(configuration(RUN))) | {"dtype": "float32"}
-    assert settings.changed(RUN, record | {"lm": "/models/mini"}) == ""
-    assert settings.changed(RUN, record | {"lm": "/models/mini-random"}) == "lm=/models/mini-random"
+    """Of one on the hub; a folder called mini is not the language model that ships."""
+    paper = "paper/hopper-medium-0.01/lamo/seed0"
+    record = json.loads(json.dumps(configuration(paper)))
+    assert settings.changed(paper, record | {"lm": "/models/gpt2"}) == ""
+    assert settings.changed(paper, record | {"lm": "/models/gpt2-medium"}) == "lm=/models/gpt2-medium"
+    record = json.loads(json.dumps(configuration(RUN)))
+    assert settings.changed(RUN, record | {"lm": "/models/mini"}) == "lm=/models/mini"
     del record["grad_clip"]  # a setting that is newer than the record
     assert settings.changed(RUN, record) == ""
 

@@ -239,6 +239,26 @@ def test_make_claims(kit):
     assert "no profile 'minni'" in kit("make", "claims", "PROFILE=minni", check=False).stderr
 
 
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_other_starts_count_where_seeds_share_them(profile):
+    ours, theirs = (runs(*of, profile=profile) for of in (("lamo", *LAMO), ("dt", *DT)))
+    starts = claims.compare_file(ours + theirs, ours, theirs).pairs["starts"]
+    assert (starts is None) == (profile == "paper")
+
+
+def test_one_replication_of_a_table_of_subsets_has_its_own_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results/mini/hopper-medium-0.01-dN.csv",
+          [row for row in runs("lamo", *LAMO, lambda seed: seed) if row["seed"] == 1])
+    for name in ("hopper-medium-0.01", "hopper-medium-0.01-d1"):
+        run = artifacts.run_folder(f"mini/{name}/lamo/seed1")
+        artifacts.write_json(run / "config.json", {"cell": name, "code": "abc"})
+        artifacts.write_json(run / "eval.json", {"played_by": [{"code": "def"}]})
+    cells, _ = grid.gather("mini", Path("results/mini"))
+    (record,) = cells["hopper-medium-0.01"]["lamo"]["records"].values()
+    assert (record["cell"], record["code"]) == ("hopper-medium-0.01-d1", "abc+def")
+
+
 def test_the_report_takes_subsets_before_seeds_of_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results/mini"

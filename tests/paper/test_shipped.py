@@ -24,7 +24,8 @@ def there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = []
 
-    def run_all(method, scores, loss=0.15, code="abc", last=None, heldout="h1", data="", **other):
+    def run_all(method, scores, loss=0.15, code="abc", last=None, heldout="h1", data="", played=None,
+                **other):
         last = last or settings.configuration(f"mini/{CELL}/{method}/seed0")["steps"]
         target = None if method == "bc" else 3600.0
         for seed, score in enumerate(scores):
@@ -38,6 +39,7 @@ def there(tmp_path, monkeypatch):
             artifacts.write_json(folder / "config.json", settings.configuration(run) | {
                 "steps": last, "data_sha256": (data or f"{seed}") * 64, "code": code, "torch": "2",
                 "numpy": "3", "device": "cpu", "threads": 1} | other)
+            artifacts.write_json(folder / "eval.json", played or {})
         columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
         path = artifacts.results_path(f"mini/{CELL}-dN")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,19 @@ def test_rows_are_shipped_with_what_made_them_and_stay(there, capsys):
     cells, troubles = grid.gather("mini", shipped.FOLDER)
     line = cells[CELL]["lamo"]
     assert not troubles and line["records"][0]["code"] == "def" and line["records"][1]["code"] == "abc"
+
+
+def test_a_row_names_all_that_trained_and_played_its_run(there):
+    """One run went on under another commit, and was played by a third, in another precision."""
+    machine = {"torch": "2", "numpy": "3", "device": "cpu", "threads": 1}
+    there("lamo", [40], dtype="float32", resumed=[{"step": 7, "code": "def", "threads": 2}], played={
+        "dtype": "bfloat16", "played_by": [machine | {"code": "abc"}, machine | {"code": "ghi"}]})
+    run("--take")
+    row, *_ = artifacts.read_csv(shipped.shipped_path(CELL), shipped.COLUMNS)
+    assert {name: row[name] for name in shipped.MADE_BY[1:]} == {
+        "code": "abc+def+ghi", "torch": "2", "numpy": "3", "device": "cpu", "threads": "1+2",
+        "dtype": "float32+bfloat16"}
+    assert "dtype" not in shipped.of_settings(CELL)["lamo"]  # which rows say
 
 
 def test_a_kill_between_rows_and_settings_makes_no_row_current(there, monkeypatch):

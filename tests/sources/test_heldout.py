@@ -46,7 +46,7 @@ def test_a_player_plays_more_once_for_all_cells_of_a_task(monkeypatch, capsys):
     before = path.read_bytes()
     assert "no run trains on" in capsys.readouterr().out
     prepare("mini/reacher2d-medium-0.1")
-    prepare("mini/reacher2d-medium-0.3", "--subset_seed", 7)
+    prepare("mini/reacher2d-medium-0.3-d7")
     assert path.read_bytes() == before and "no run trains on" not in capsys.readouterr().out
     stamp = path.stat().st_mtime_ns
     prepare("mini/reacher2d-medium-0.1", "--fresh")  # because code is not compared
