@@ -13,7 +13,8 @@ the first of all after it. A setting without values stays what it is. A context 
 batch four times as large, so that candidates differ in what they see and not in how much. A candidate's loss
 is the least of its checkpoints', the mean over subsets; where it lies says how many steps to take, so that
 steps cost no search of their own. Episodes are never played but to make data. Subset N is drawn with seed N,
-trained with seed N, and measured on the task's held-out episodes, which are no training data. Of buttons,
+trained with seed N, and measured on the task's held-out episodes, which are no training data; candidates
+that were measured on other episodes than the newest of those compared are trained again. Of buttons,
 most of which repeat the one before, the share counts that is missed where another one is pressed: also by
 discrete CQL, whose largest value is what it presses, and whose penalty keeps that near the data.
 """
@@ -64,7 +65,7 @@ FIRST = 100  # subsets below are for numbers that are reported
 SEARCH = ("batch_size", "lr", "context", "schedule", "dropout", "quick_init")
 KEY = ("task", "ratio", "method", *SEARCH, "steps", "checkpoints", "subset")
 COLUMNS = (*KEY, "lm", "loss", "best_step", "last_loss", "train_loss", "seconds", "heldout_data", "code",
-           "curve")
+           "dtype", "curve")  # dtype: empty in rows from before it was noted
 MARKERS = ("<!-- calibration: begin, of python -m mini.calibrate --table -->", "<!-- calibration: end -->")
 BUILD = Path("build/calibrate")
 
@@ -87,6 +88,7 @@ def measure(run, changes):
         curve = {load_checkpoint(model, path, config): badness(merged(model, config), config, data)
                  for path in checkpoints}
         about = {"lm": config["lm_id"], "code": config["code"], "heldout_data": provenance["sha256"][:8],
+                 "dtype": config.get("dtype", "float32"),
                  "train_loss": training_loss(config, min(curve, key=curve.get))}
         shutil.rmtree(artifacts.run_folder(run))
     return curve, about
@@ -137,10 +139,20 @@ def search(task, method, args):
         if len(values) == 1 and name != "lr":
             key = candidates[0]
             continue
-        losses = [np.mean([float(found(candidate | {"subset": subset}, args)["loss"])
-                           for subset in args.subsets]) for candidate in candidates]
+        losses = losses_of(candidates, args)
         key = candidates[int(np.argmin(losses))]
         print(f"{task} {method}: {name} {key[name]}, loss {min(losses):.4f}", flush=True)
+
+
+def losses_of(candidates, args):
+    """The mean loss of each over the subsets, all measured on the same episodes."""
+    keys = [candidate | {"subset": subset} for candidate in candidates for subset in args.subsets]
+    rows = [found(key, args) for key in keys]
+    while len({row["heldout_data"] for row in rows}) > 1:
+        newest = [row for row in rows_of(args.csv) if row in rows][-1]["heldout_data"]
+        print(f"trained again, to be measured on the episodes {newest} like the newest", flush=True)
+        rows = [found(key, args, newest) for key in keys]
+    return np.reshape([float(row["loss"]) for row in rows], (len(candidates), -1)).mean(1)
 
 
 def of_search(config):
@@ -150,15 +162,16 @@ def of_search(config):
     return {name: config.get("actor_lr" if actor and name == "lr" else name, "") for name in SEARCH}
 
 
-def found(key, args):
-    """The row of a candidate in the CSV; it is trained and appended, if it is not there."""
-    for row in rows_of(args.csv):
-        if all(row[name] == str(key[name]) for name in KEY):
+def found(key, args, episodes=None):
+    """The newest row of a candidate in the CSV; it is trained and appended, if it is not there. episodes: the
+    digest of those that it has to be measured on."""
+    for row in reversed(rows_of(args.csv)):
+        if all(row[name] == str(key[name]) for name in KEY) and episodes in (None, row["heldout_data"]):
             return row
     row = {name: str(value) for name, value in row_of(key).items()}
     with locked(args.csv):  # another task's search may write, too
         artifacts.write_csv(args.csv, COLUMNS, [*rows_of(args.csv), row])
-    return row
+    return found(key, args)
 
 
 def rows_of(path):
@@ -168,12 +181,13 @@ def rows_of(path):
 # --- the table ---------------------------------------------------------------------------------
 
 def table(rows):
-    """Lines of Markdown: for each task, ratio and method what was tried, the best first."""
+    """Lines of Markdown: for each task, ratio and method what was tried, the best first, of the same held-out
+    episodes."""
     head = ("task, ratio", "method", "batch", "learning rate", "context", "schedule", "dropout",
             "`quick_init`", "held-out loss", "lowest at step", "at the last step", "subsets", "in `tasks.py`")
     yield f"| {' | '.join(head)} |"
     yield f"|{' --- |' * len(head)}"
-    for (task, ratio, method), group in grouped(rows, ("task", "ratio", "method")):
+    for (task, ratio, method, _), group in grouped(rows, ("task", "ratio", "method", "heldout_data")):
         config = settings.configuration(f"mini/{task}-{ratio}/{method}/seed0")
         now = tuple(map(str, of_search(config).values()))
         tried = sorted((np.mean([float(row["loss"]) for row in line]), own, line)

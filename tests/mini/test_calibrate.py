@@ -30,7 +30,7 @@ def searched(tmp_path, monkeypatch):
                 + 0.01 * changes["context"] + 0.001 * seed)
         every = changes["eval_every"]
         return {every: loss + 0.5, 2 * every: loss, 3 * every: loss + 0.2}, {
-            "lm": "none", "code": "c", "heldout_data": "d", "train_loss": 0.5}
+            "lm": "none", "code": "c", "heldout_data": search.episodes, "dtype": "float32", "train_loss": 0.5}
 
     def search(*more):
         run("reacher2d-medium", "--methods", "lamo", "--csv", "found.csv", "--subsets", 100, 101,
@@ -38,7 +38,7 @@ def searched(tmp_path, monkeypatch):
         return artifacts.read_csv(tmp_path / "found.csv", calibrate.COLUMNS)
 
     monkeypatch.setattr(calibrate, "measure", measure)
-    search.asked = []
+    search.asked, search.episodes = [], "d"
     return search
 
 
@@ -65,6 +65,20 @@ def test_a_search_goes_on_where_it_was_stopped(searched):
     assert len(searched("--steps", 500)) > len(more)  # another training
 
 
+def test_losses_on_other_episodes_are_not_compared(searched):
+    """The held-out episodes have changed since: what is compared with a new candidate is measured again."""
+    old = searched("--steps", 1000)
+    searched.episodes, asked = "e", len(searched.asked)
+    rows = searched("--steps", 1000, "--lr", 0.002, 0.001, 0.008)
+    new = rows[len(old):]
+    assert rows[:len(old)] == old and {row["heldout_data"] for row in new} == {"e"}
+    # the new rate, those beside it, and the context after them; batches, of which all are old, are not
+    assert [(row["batch_size"], row["lr"], row["context"]) for row in new[::2]] == [
+        ("16", "0.008", "5"), ("16", "0.002", "5"), ("16", "0.001", "5"), ("80", "0.001", "1")]
+    assert len(new) == 8 == len(searched.asked) - asked
+    assert len([line for line in calibrate.table(rows) if line.startswith("| `")]) == 5 + 4
+
+
 def test_both_starts_are_compared(searched):
     rows = searched("--steps", 1000, "--quick_init", "False", "True")
     assert [row["quick_init"] for row in rows] == ["False"] * 10 + ["True"] * 2
@@ -82,7 +96,7 @@ def test_settings_are_not_chosen_on_reported_subsets_or_by_values(searched):
 
 
 def test_discrete_cql_is_searched_too(searched, monkeypatch):
-    about = {"lm": "none", "code": "c", "heldout_data": "d", "train_loss": None}
+    about = {"lm": "none", "code": "c", "heldout_data": "d", "dtype": "float32", "train_loss": None}
     monkeypatch.setattr(calibrate, "measure", lambda run, changes: ({300: changes["lr"]}, about))
     run("pong-medium", "--methods", "cql", "--lr", 1e-3, 5e-4, "--csv", "found.csv")
     rows = artifacts.read_csv("found.csv", calibrate.COLUMNS)
@@ -90,7 +104,8 @@ def test_discrete_cql_is_searched_too(searched, monkeypatch):
 
 
 def test_a_continuous_baseline_is_searched_by_its_actors_rate(searched, monkeypatch):
-    asked, about = [], {"lm": "none", "code": "c", "heldout_data": "d", "train_loss": None}
+    asked = []
+    about = {"lm": "none", "code": "c", "heldout_data": "d", "dtype": "float32", "train_loss": None}
     monkeypatch.setattr(calibrate, "measure", lambda run, changes: (
         asked.append(changes["actor_lr"]) or {10: changes["actor_lr"]}, about))
     run("kitchen-complete", "--methods", "bc", "--steps", 20, "--csv", "found.csv", "--subsets", 100)
