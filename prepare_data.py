@@ -34,7 +34,6 @@ OPTIONS.add_argument("name", type=run_name, help="PROFILE/CELL, or PROFILE/text"
 OPTIONS.add_argument("--data", default="", help="the dataset's file, a folder that holds it, or a URL")
 OPTIONS.add_argument("--text", default="", help="a text or Parquet file, a folder of them, a zip, or a URL")
 OPTIONS.add_argument("--lm", default="", help="whose tokenizer encodes the text")
-OPTIONS.add_argument("--subset_seed", type=settings.ANY_SEED, help="that of the name, CELL-dSEED")
 OPTIONS.add_argument("--workers", type=settings.THREADS, default=os.cpu_count(), help="that roll out")
 OPTIONS.add_argument("--timeout", type=settings.SECONDS, default=20.0, help="to wait for a server")
 OPTIONS.add_argument("--replace", action="store_true", help="other data than finished runs were trained on")
@@ -64,7 +63,8 @@ SOURCES = {"mujoco": d4rl, "kitchen": d4rl, "reacher2d": d4rl, "atari": replay}
 def prepare(args):
     if args.text or args.lm:
         fail(f"--text and --lm are for PROFILE/text, and {args.name} is a cell")
-    args.subset_seed = subset_of(args)
+    parse_cell(args.name)
+    args.subset_seed = split_subset(args.name)[1]
     config, path = configuration(f"{args.name}/dt/seed0"), dataset_path(args.name)
     with locked(path):
         remove_leftovers(path.parent, path.stem)
@@ -94,16 +94,6 @@ def prepare(args):
         played.forget(path)
         heldout.keep(config, source, args, episodes)
     print(summary(path, provenance))
-
-
-def subset_of(args):
-    """The seed of a cell's episodes, which is in its name: rows say the subset of that."""
-    parse_cell(args.name)
-    plain, named = split_subset(args.name)
-    if args.subset_seed not in (None, named):
-        other = f"{plain}-d{args.subset_seed}" if args.subset_seed else plain
-        fail(f"{args.name} is subset {named}, and --subset_seed {args.subset_seed} another; name {other}")
-    return named
 
 
 def source_of(config, args, old):

@@ -40,8 +40,8 @@ def prepare(args):
     if args.name not in [f"{known}/text" for known in PROFILES]:
         fail(f"no profile {profile!r}, or more than that, in {args.name!r}; there are "
              f"{' and '.join(f'{known}/text' for known in PROFILES)}")
-    if args.data or args.subset_seed is not None:
-        fail(f"--data and --subset_seed are for a cell, and {args.name} is text")
+    if args.data:
+        fail(f"--data is for a cell, and {args.name} is text")
     lm = args.lm.rstrip("/") or configuration(f"{profile}/{next(iter(TASKS))}-1/lamo/seed0")["lm"]
     some = any(text_path(profile, "").parent.glob("text-*.npz"))
     # before the tokenizer is loaded, which takes seconds

@@ -97,10 +97,9 @@ FURTHER = {
     "baselines": [[RUN], [IQL, "--device", "cuda:99"], ["mini/hopper-medium-1/bc/seed0"]],
     "evaluate": [[RUN], [], [RUN, "--video", "x.avi"], ["--collect", CELL], ["--collect", "mini/x"]],
     "prepare_data": [[CELL, "--data", "nowhere"], [CELL, "--text", "nowhere"], [CELL, "--lm", "gpt2"],
-                     [f"{CELL}-d3", "--subset_seed", "4"], [CELL, "--subset_seed", "4"],
-                     ["mini/text", "--text", "nowhere"],
+                     [f"{CELL}-dN"], ["mini/text", "--text", "nowhere"],
                      ["mini/text", "--lm", "./nowhere"], ["mini/text", "--data", "x"],
-                     ["mini/text", "--subset_seed", "1"], ["mini/text", "--text", "file:///etc/passwd"],
+                     ["mini/text", "--text", "file:///etc/passwd"],
                      *([f"paper/{task}-medium-0.1", "--data", place] for task in ("hopper", "pong")
                        for place in ("nowhere", "ftp://x/y", "/dev/zero", "file:///etc/passwd")),
                      ["mini/text", "--text", "/dev/zero"]],

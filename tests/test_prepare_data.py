@@ -114,7 +114,7 @@ def test_the_same_command_again_leaves_the_file_untouched(prepare):
     assert "5 of 50 episodes, 500 steps, from mini-reacher2d-ppo@bd6bd77f; return 34.8 +- 10.66" in out
     path = prepare.folder / f"data/mini/{REACHER}.npz"
     before = stamp(path)
-    for words in ((), ("--replace",), ("--subset_seed", "0")):
+    for words in ((), ("--replace",)):
         out = prepare(f"mini/{REACHER}/", *words)
         assert out == f"data/mini/{REACHER}.npz is up to date, from mini-reacher2d-ppo@bd6bd77f\n"
     assert stamp(path) == before
@@ -482,16 +482,6 @@ def test_a_given_file_is_kept_without_the_word_and_compared_with_it(prepare, mon
     assert "one.hdf5@" in line and stamp(path) == before
     assert "is made anew" in prepare(cell, "--data", two, "--replace")
     assert load_provenance(path)["data"].startswith("two.hdf5@")
-
-
-def test_a_subset_in_the_name_and_another_in_words_are_one_line(prepare):
-    """Also where the name has none: rows would say that they are of subset 0."""
-    for name, seed, other in (("-d3", "2", "-d2"), ("-d3", "0", ""), ("", "2", "-d2")):
-        line = refused(prepare, f"paper/hopper-medium-0.1{name}", "--subset_seed", seed)
-        assert (f"paper/hopper-medium-0.1{name} is subset {name[2:] or 0}, and --subset_seed {seed} another; "
-                f"name paper/hopper-medium-0.1{other}\n") in line + "\n"
-    source = write_d4rl(prepare.folder / "one.hdf5", d4rl_arrays()[0])
-    prepare("paper/hopper-medium-0.1-d3", "--subset_seed", "3", "--data", source)
 
 
 def test_a_downloaded_file_is_not_asked_for_again(prepare, monkeypatch):

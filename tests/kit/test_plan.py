@@ -1,10 +1,11 @@
 """What a call of make has to do, decided from records alone: no model is trained here."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from kit import artifacts, seals, settings
+from kit import artifacts, seals, settings, status
 from kit.plan import check_places, plan, sha256
 
 CELL, RUNS = "hopper-medium-0.01", "runs/mini/hopper-medium-0.01"
@@ -197,10 +198,13 @@ def test_all_of_what_no_task_has_is_one_line_and_not_nothing(tmp_path, monkeypat
 
 @pytest.mark.parametrize("name, word", [("DATA", "nosuch"), ("TEXT", "nosuch.txt"), ("LM", "/nosuch"),
                                         ("LM", "./nosuch"), ("LM", "nosuch.gguf")])
-def test_a_place_that_is_not_there_is_one_line_before_anything_runs(tmp_path, name, word):
+def test_a_place_that_is_not_there_is_one_line_before_anything_runs(tmp_path, monkeypatch, name, word):
     with pytest.raises(SystemExit, match=f"there is nothing at {name}={word}"):
         check_places(BLANK | {name: word})
     check_places(BLANK | {name: str(tmp_path)})
+    monkeypatch.setenv(name, word)  # nor does make plan count what could not start
+    with pytest.raises(SystemExit, match=f"there is nothing at {name}={word}"):
+        status.main(SimpleNamespace(cells=[CELL], watch=False, plan=True, failed=False))
     check_places(BLANK | {"DATA": "https://nowhere/x", "TEXT": "http://nowhere/x", "LM": "gpt2"})
 
 
