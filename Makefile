@@ -69,8 +69,13 @@ RUN = $*
 export SLURM_JOB_NAME = $(RUN)
 export GPUS
 
-# from tasks.py: TASKS, CELLS, ALL_METHODS, BASELINES, NO_LM, LM_profile/method
--include build/axes.mk
+# From tasks.py: TASKS, CELLS, ALL_METHODS, BASELINES, NO_LM, LM_profile/method. Asked anew before anything is decided,
+# because a task that was added would be refused else, and dates say nothing of a tasks.py that was copied here.
+AXES  := build/axes.mk
+renew  = $(ASKING) -m kit.settings --make > $(AXES).$$$$ 2> /dev/null && ! cmp -s $(AXES).$$$$ $(AXES) && \
+         mv $(AXES).$$$$ $(AXES); rm -f $(AXES).$$$$
+$(if $(INNER)$(READY),,$(if $(wildcard $(AXES)),$(shell $(renew))))
+-include $(AXES)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -102,7 +107,7 @@ help:
 	@echo "  SEEDS=\"$(SEEDS)\"                e.g. SEEDS=\"0 1 2\""
 	@echo "  SUBSETS=                 seed: seed N trains on subset N, and the table is CELL-dN; or make CELL-d3"
 	@echo "  CELLS=                   what make all, plan, status, sbatch and videos are of, if not of all cells"
-	@echo "  RESULTS=                 folders that make claims reads, e.g. RESULTS=results/shipped/mini"
+	@echo "  RESULTS=                 folders that make claims reads, and make report one, e.g. RESULTS=results/shipped/mini"
 	@echo "  LM=                      a hub name, a folder, a GGUF file, smollm2, mini, mini-random ...:"
 	@echo "                           the trunk of the methods whose row in tasks.py names none"
 	@echo "  DATA=                    paper: D4RL's HDF5 or DQN replay's files, their folder (or one with a"
@@ -123,7 +128,7 @@ list:
 	@$(ASKING) -m kit.settings
 
 # $$$$ names the process: two makes may start together in a fresh clone
-build/axes.mk: tasks.py kit/settings.py
+$(AXES): tasks.py kit/settings.py
 	@mkdir -p $(@D)
 	@$(ASKING) -m kit.settings --make > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
 
@@ -238,7 +243,7 @@ evaluated: $(patsubst run:%,runs/%/eval.csv,$(filter run:%,$(PLAN)))
 results/%.csv: force
 	@$(PYTHON) evaluate.py --collect $*
 
-figures/%.png: results/%.csv paper/scores.csv plot.py tasks.py
+figures/%.png: results/%.csv paper/scores.csv plot.py tasks.py $(addprefix kit/,statistics.py results.py losses.py looks.py)
 	@$(PYTHON) plot.py $* > /dev/null
 
 table/%: figures/%.png
@@ -271,9 +276,9 @@ all: | $(packages)
 	  $(MAKE) --no-print-directory READY=1 report || failed=$$?; fi; \
 	[ -z "$$failed" ] || { $(GRID_STATUS) --failed; exit $$failed; }
 
-# the paper's tables and figures, from results/ alone
+# the paper's tables and figures, from results/ alone, or from another folder, RESULTS=
 report: | $(ready)
-	@$(PYTHON) -m paper.report $(PROFILE)
+	@$(PYTHON) -m paper.report $(PROFILE) $(if $(RESULTS),--results $(call quote,$(RESULTS)))
 
 # the paper's claims as differences of methods, from results/, from the rows that ship, or from RESULTS=FOLDERS
 claims: | $(ready)

@@ -24,8 +24,6 @@ What is played is kept as it goes: a call that was stopped or killed goes on at 
 reached, and ends in the same bytes. With --fresh it plays all of them.
 """
 
-import os
-
 from kit import fail, settings, signals
 from kit.settings import Options, configuration, parse_cell, run_name, split_subset
 
@@ -34,7 +32,7 @@ OPTIONS.add_argument("name", type=run_name, help="PROFILE/CELL, or PROFILE/text"
 OPTIONS.add_argument("--data", default="", help="the dataset's file, a folder that holds it, or a URL")
 OPTIONS.add_argument("--text", default="", help="a text or Parquet file, a folder of them, a zip, or a URL")
 OPTIONS.add_argument("--lm", default="", help="whose tokenizer encodes the text")
-OPTIONS.add_argument("--workers", type=settings.THREADS, default=os.cpu_count(), help="that roll out")
+OPTIONS.add_argument("--workers", type=settings.THREADS, default=settings.cores(), help="that roll out")
 OPTIONS.add_argument("--timeout", type=settings.SECONDS, default=20.0, help="to wait for a server")
 OPTIONS.add_argument("--replace", action="store_true", help="other data than finished runs were trained on")
 OPTIONS.add_argument("--fresh", action="store_true", help="make a cell's file anew; replaces, too")
@@ -81,7 +79,8 @@ def prepare(args):
             heldout.keep(config, source, args, heldout.lost(config, source, args, old))
             return
         if unseen and old.get("given"):
-            fail(f"{path} was made from {old['data']}, which was given, and {differs}; give it again with "
+            fail(f"{path} was made from {old['data']}, which was given, and "
+                 f"{differs or 'it is asked for afresh'}; give it again with "
                  "--data (DATA=), or delete the file to have the task's own data")
         if unseen:
             made_from["sha256"] = source.digest(config, args.data, args)

@@ -250,7 +250,8 @@ def load_text(config):
     needed = config["lm_block"] * config["lm_batch_size"]
     if len(arrays["tokens"]) < needed:
         fail(f"{path} has {len(arrays['tokens']):,} tokens, a batch needs {needed:,}; give a longer TEXT=")
-    return arrays["tokens"], provenance
+    # whichever language model it was that asked for this tokenizer's tokens first
+    return arrays["tokens"], {name: value for name, value in provenance.items() if name != "lm"}
 
 
 def parameter_counts(model):

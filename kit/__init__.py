@@ -44,6 +44,11 @@ def name_of_program():
     return program.parent.name if program.stem == "__main__" else program.stem
 
 
+def is_refused(error):
+    """Whether it is the machine that refused something, which says nothing of the file."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in REFUSED
+
+
 def in_one_line(kind, error, trace):
     """sys.excepthook of the programs: a full disk, a folder that cannot be written, too little memory are no
     fault of the code, and need no traceback."""
@@ -51,7 +56,7 @@ def in_one_line(kind, error, trace):
     if memory or "t allocate memory" in str(error):
         why = ("out of memory; lower --batch_size or --context in training, --at_once in evaluation, "
                "--workers for data")
-    elif getattr(error, "errno", None) in REFUSED:
+    elif is_refused(error):
         why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         return sys.__excepthook__(kind, error, trace)

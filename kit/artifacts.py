@@ -38,7 +38,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kit import fail, limits, seals
+from kit import fail, is_refused, limits, seals
 
 RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "step", "target_return",
                   "episode", "return", "length", "normalized_score", "data_score", "data_episodes")
@@ -46,6 +46,7 @@ RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "s
 LOSS_COLUMNS = ("heldout_loss", "heldout_episodes", "heldout_data", "heldout_floor", "train_loss",
                 "bits_per_byte", "heldout_decisions")
 EXTRA_COLUMNS = (*LOSS_COLUMNS, "subset", "score_window", "changed")  # of results/, behind RESULT_COLUMNS
+os.umask(UMASK := os.umask(0))  # which cannot be read without setting it
 
 
 def source_name(data):
@@ -117,13 +118,16 @@ def figure_path(cell):
 # --- writing whole -----------------------------------------------------------------------------
 
 def write_whole(path, write):
-    """Call write(temporary path), then rename: readers see the old file or the new one, whole. One line and
-    exit if the disk is full, or the folder cannot be written; what was there stays."""
+    """Call write(temporary path), then rename: readers see the old file or the new one, whole, and whoever
+    the umask lets. One line and exit if the disk is full, or the folder cannot be written; what was there
+    stays."""
     path = Path(path)
     part = seals.part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
+        with contextlib.suppress(OSError):  # a file system without modes
+            part.chmod(0o666 & ~UMASK)  # safetensors would let nobody else read it
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -133,6 +137,12 @@ def write_whole(path, write):
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def let_pass(error):
+    """Raise it again if the machine did not let a file be read, which is no reason to call it damaged."""
+    if is_refused(error):
+        raise error
 
 
 def first_words(error):
@@ -151,6 +161,7 @@ def read_json(path, remedy):
     try:
         return seals.read_json(path)
     except (OSError, ValueError) as error:
+        let_pass(error)
         fail(f"{path} is not readable ({first_words(error)}); {remedy}")
 
 
@@ -190,6 +201,7 @@ def read_csv(path, columns, empty=False):
             raise ValueError("it has no row")
         return [dict(zip(header, row, strict=True)) for row in rows]
     except (OSError, EOFError, ValueError, zlib.error) as error:
+        let_pass(error)
         fail(f"{path} is not readable ({first_words(error)}); delete it and make it again")
 
 
@@ -293,6 +305,7 @@ def load_arrays(path, wanted):
         hint = f"{name.split('/')[0]}/text --lm LM" if "/text-" in name else name
         fail(f"{path} is not there; make it with: python prepare_data.py {hint}")
     except Exception as error:  # a damaged zip raises one of seven types (BadZipFile, zlib.error, ...)
+        let_pass(error)
         fail(f"{path} is damaged ({type(error).__name__}: {first_words(error)}); delete it and make it again")
 
 
@@ -316,6 +329,7 @@ def load_provenance(path):
         with np.load(path, allow_pickle=False) as file:
             return seals.parse_json(str(file["provenance"]))
     except Exception as error:  # as above
+        let_pass(error)
         fail(f"{path} is damaged ({type(error).__name__}: {first_words(error)}); delete it and make it again")
 
 
@@ -362,6 +376,8 @@ def load_tensors(path):
 def read_tensors(path):
     """As load_tensors, but ValueError if it is damaged."""
     try:
+        with open(path, "rb"):  # of one that may not be read safetensors says that it is not there
+            pass
         with safe_open(path, "pt") as file:
             metadata = json.loads(file.metadata()["lamo"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -369,5 +385,6 @@ def read_tensors(path):
         if digest != arrays_digest({name: tensor.numpy() for name, tensor in tensors.items()}, metadata):
             raise ValueError("its SHA-256 does not match its content")
     except Exception as error:  # safetensors' own error, OSError, KeyError and the line above
+        let_pass(error)
         raise ValueError(first_words(error)) from error
     return tensors, metadata

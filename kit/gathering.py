@@ -79,12 +79,27 @@ def made_by(config, evaluation):
             for name in (*settings.MACHINE, "dtype")}
 
 
+def is_of(rows, folder):
+    """Whether rows of results/, as text or with numbers, are of the evaluation that lies in a run's folder
+    now: the run may have been trained or played anew since they were gathered."""
+    path = folder / "eval.csv"
+    own = artifacts.read_csv(path, artifacts.RESULT_COLUMNS) if path.exists() else []
+    return bool(own) and sorted(map(episode_of, own)) == sorted(map(episode_of, rows))
+
+
+def episode_of(row):
+    """(step, target, episode, return, length), as numbers."""
+    target = row["target_return"]
+    return (int(row["step"]), float("-inf") if target in (None, "") else float(target), int(row["episode"]),
+            float(row["return"]), int(row["length"]))
+
+
 # --- the runs of a cell ----------------------------------------------------------------------------
 
 def collect(cell):
     """results/PROFILE/CELL.csv: every evaluated run of the cell, methods in the table's order."""
     settings.parse_cell(cell)
-    methods, rows, first = list(METHODS), [], {}
+    methods, rows, first, changed = list(METHODS), [], {}, {}
     for path in evaluated(cell, methods):
         run = settings.run_name(str(path.parent))
         lock.tidy(run, path.parent)
@@ -103,7 +118,8 @@ def collect(cell):
             alike["data"] = artifacts.source_name(config["data"])
         refuse_to_mix(first.setdefault(config["method"], (run, alike)), run, alike)
         more = {"subset": subset, "score_window": config["score_window"],
-                "changed": settings.changed(run, config)}
+                # a language model may have two names, and a method in a table has one
+                "changed": changed.setdefault(config["method"], settings.changed(run, config))}
         own = load_rows(path, config)
         for measured in {row.get("heldout_data") for row in own} - {None, ""}:
             refuse_to_mix(first.setdefault(f"held out {subset}", (run, {"heldout_data": measured})), run,

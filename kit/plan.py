@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from kit import seals, settings
+from kit import is_refused, seals, settings
 from tasks import METHODS, PROFILES
 
 VARIABLES = ("PROFILE", "METHODS", "SEEDS", "SUBSETS", "LM", "DATA", "TEXT", "ARGS", "REPLACE", "FRESH",
@@ -78,8 +78,11 @@ def asked(cells, every, make):
         if "/" in cell:
             settings.fail(f"{cell!r} is no cell: its name has no /")
         profile, task, _ = settings.parse_cell(f"{make['PROFILE']}/{cell}")
+        plain, subset = settings.split_subset(cell)
+        if subset == "N" and settings.table_of(plain) == plain:
+            settings.fail(f"at ratio 1 all subsets are the same episodes; say {plain} instead of {cell}")
         if subsets:
-            if settings.split_subset(cell)[1]:
+            if subset:
                 settings.fail(f"{cell} names its subset, and SUBSETS=seed does, too; leave one of them out")
             cell = settings.table_of(cell)
         if make["DATA"] and profile == "mini":
@@ -213,7 +216,8 @@ def read(path, remedy):
     try:
         return seals.read_json(path)
     except (OSError, ValueError) as error:
-        settings.fail(f"{path} is not readable ({error}); {remedy}")
+        settings.fail(f"{path} is not readable ({error}); "
+                      f"{'mend that, and type it again' if is_refused(error) else remedy}")
 
 
 @functools.cache

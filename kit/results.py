@@ -24,8 +24,9 @@ def load_results(cell):
 
 
 def files_of(folder):
-    """The CSV files of a folder, gzipped or not, and nothing that is called otherwise, such as copies."""
-    return sorted(path for path in folder.glob("*.csv*") if path.name.endswith((".csv", ".csv.gz")))
+    """The CSV files of a folder, gzipped or not, and nothing that is called otherwise, such as copies, and
+    what somebody is writing."""
+    return sorted(path for path in folder.glob("[!.]*.csv*") if path.name.endswith((".csv", ".csv.gz")))
 
 
 def of_one_subset(folder):

@@ -10,6 +10,7 @@ trained is lost to a changed word.
 
 import functools
 import json
+import operator
 import subprocess
 import time
 from pathlib import Path
@@ -48,11 +49,15 @@ def machine(device):
 
 
 def code_version():
-    """The commit, with -dirty if files differ from it, rows that ship apart; "unknown" outside a git
-    checkout."""
+    """The commit, with -dirty if files differ from it, rows that ship apart; "unknown" without git, and
+    outside a checkout of the kit: a repository around it says nothing."""
     git = functools.partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True)
+    try:
+        own = git(["git", "ls-files", "--error-unmatch", Path(__file__).name])
+    except OSError:  # git is not installed
+        return "unknown"
     commit = git(["git", "describe", "--always", "--abbrev=12"])
-    if commit.returncode:
+    if own.returncode or commit.returncode:
         return "unknown"
     same = git(["git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)results/shipped"])
     return commit.stdout.strip() + "-dirty" * bool(same.returncode)
@@ -88,7 +93,8 @@ def begin(folder, record, weights, optimizers, replace, fresh):
         artifacts.write_json(folder / "config.json", record)
         return 0, {}
     done, logged = load_state(states, weights, optimizers)
-    changed = {name: record[name] for name in settings.MACHINE if record[name] != old[name]}
+    last = functools.reduce(operator.or_, old.get("resumed", []), old)
+    changed = {name: record[name] for name in settings.MACHINE if record[name] != last[name]}
     if changed:  # the bytes to come may differ from those of a run that was not moved
         resumed = [*old.get("resumed", []), {"step": done} | changed]
         artifacts.write_json(folder / "config.json", old | {"resumed": resumed})

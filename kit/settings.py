@@ -27,6 +27,9 @@ KEEPING = ("state_every",)
 NATURE = ("kind", "pixels", "discrete", "released")
 # What holds of a setting that a record does not have, because it is newer than the record.
 UNSAID = BASELINE | SEQUENCE | DEFAULTS
+# Names of settings that only some rows of tasks.py have; a record holds other names beside them.
+OF_ROWS = {*RANGES, *CHOICES,
+           *(name for row in [*TASKS.values(), *METHODS.values()] for name in row)} - {*UNSAID}
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -221,6 +224,11 @@ def number(kind, interval):
     return read
 
 
+def cores():
+    """How many this process may use, as a job or taskset gives them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 # what programs ask beside the settings
 COUNT = number(int, "[1, 1e9]")
 THREADS = number(int, "[1, 1024]")
@@ -256,11 +264,14 @@ def short(value):
 
 
 def differences(recorded, wanted, without=()):
-    """["steps is 500, not 4", ...]: where settings that were recorded are not those wanted now."""
+    """["steps is 500, not 4", ...]: where settings that were recorded are not those wanted now, which are a
+    whole configuration if they name a task."""
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in a record
     said = []
-    for name, value in wanted.items():
+    for name, value in (wanted | (gone(recorded, wanted) if "task" in wanted else {})).items():
         had = recorded.get(name, UNSAID.get(name))
+        if name in BY_CONTENT:
+            had, value = BY_CONTENT[name](had or {}), BY_CONTENT[name](value or {})
         auto = name == "dtype" and value == "auto"  # recorded is what that came to
         if had == value or name in without or auto or name in ("lm", "adapter") and same_place(had, value):
             continue
@@ -269,6 +280,25 @@ def differences(recorded, wanted, without=()):
             name, had, value = f"{name}[{key}]", had.get(key), value.get(key)
         said.append(f"{name} is {short(had)}, not {short(value)}")
     return said
+
+
+def gone(recorded, wanted):
+    """{name: None} of the settings that were recorded and that nothing sets any more."""
+    return {name: None for name, value in recorded.items()
+            if name in OF_ROWS and name not in wanted and value is not None}
+
+
+def by_file(inputs):
+    """{file's name: digests} of {path: digest}: a kit that was moved finds the same files elsewhere."""
+    names = {}
+    for path, digest in sorted(inputs.items()):
+        names.setdefault(os.path.basename(path), []).append(digest)
+    return {name: "+".join(sorted(digests)) for name, digests in names.items()}
+
+
+# Of these a record is of the same if they hold the same. A text's tokens are those of a tokenizer, whichever
+# language model was asked for it.
+BY_CONTENT = {"inputs": by_file, "text": lambda text: {name: text[name] for name in text if name != "lm"}}
 
 
 def some(differs):
@@ -285,6 +315,7 @@ def changed(run, recorded):
     """"steps=6 lm=/toy": the settings in which a run differs from what its name stands for."""
     meant = json.loads(json.dumps(configuration(run)))
     told = UNSAID | recorded
+    meant |= gone(recorded, meant)
     lm, from_hub = told.get("lm"), run.startswith("paper/")
     if lm and from_hub and os.path.basename(lm) == meant.get("lm"):
         told["lm"] = meant["lm"]  # a copy in a folder of its name; rows have its digest

@@ -31,7 +31,7 @@ import numpy as np
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from PIL import Image, ImageDraw, ImageFont
 
-from kit import artifacts, fail
+from kit import artifacts, fail, seals
 from kit.envs import make_env
 from kit.policy import counted
 
@@ -256,6 +256,7 @@ def write(path, frames):
     """frames: (PNG, seconds in the world that it stands for) each."""
     pictures = [Image.open(io.BytesIO(png)).convert("RGB") for png, _ in frames]
     seconds = np.array([seconds for _, seconds in frames])
+    seals.remove_leftovers(path.parent, path.stem)
     if path.suffix == ".gif":
         artifacts.write_whole(path, lambda part: write_gif(part, pictures, seconds))
     else:

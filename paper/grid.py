@@ -21,7 +21,7 @@ import numpy as np
 
 import tasks
 from kit import artifacts, settings
-from kit.gathering import made_by
+from kit.gathering import is_of, made_by
 from kit.results import data_score, files_of, load_cell
 from kit.statistics import summarise
 
@@ -111,13 +111,18 @@ def curve(rows):
 
 
 def records(cell, rows, troubles):
-    """{seed: config.json, with what cost.json says as "cost"} of the runs of a method's rows, and of others
-    that are there; where rows are of subsets, of each the one of its seed."""
+    """{seed: config.json, with what cost.json says as "cost"} of the runs of a method's rows, if these are
+    still theirs, and of others that are there; where rows are of subsets, of each the one of its seed."""
     found, every = {}, f"{cell.name}-dN" if any(row["subset"] for row in rows) else cell.name
     paths = cell.parent.glob(f"{every.replace('-dN', '*')}/{rows[0]['method']}/seed*/config.json")
     for path in sorted(paths):
         seed = path.parent.name[4:]
         if not seed.isdigit() or path.parts[-4] != settings.of_seed(every, seed):
+            continue
+        own = [row for row in rows if row["seed"] == int(seed)]
+        if own and not attempt(troubles, is_of, own, path.parent):
+            troubles.append(f"{path.parent} was trained or played anew since its rows were gathered; the "
+                            "report does not say what made them: type its make again")
             continue
         record = attempt(troubles, artifacts.read_json, path, "the report does without it")
         cost, evaluation = path.with_name("cost.json"), path.with_name("eval.json")

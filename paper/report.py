@@ -66,7 +66,7 @@ def films_of(profile):
     """The episodes that `make videos` filmed; None if there are none."""
     folder = Path("videos", profile)
     files = {str(file.relative_to(folder).with_suffix("")): file
-             for task in TASKS for file in sorted(folder.glob(f"{task}-*/*/*.gif"))}
+             for task in TASKS for file in sorted(folder.glob(f"{task}-*/*/[!.]*.gif"))}
     note = "The first episode of each run that was filmed."
     return Films("films", "The agents at play", note, files) if files else None
 

@@ -22,7 +22,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from kit import settings, signals
+from kit import fail, settings, signals
 
 OPTIONS = settings.Options(__doc__)
 OPTIONS.add_argument("--missing", action="store_true", help="words for make")
@@ -84,8 +84,8 @@ def shipped_rows(cell):
     path = shipped_path(cell)
     if not path.exists():
         return []
-    asked = {method for method, config in of_settings(cell).items()
-             if not settings.changed(f"mini/{cell}/{method}/seed0", {"dtype": "auto"} | config)}
+    asked = {method for method, config in of_settings(cell).items() if method in METHODS
+             and not settings.changed(f"mini/{cell}/{method}/seed0", {"dtype": "auto"} | config)}
     return [row for row in artifacts.read_csv(path, COLUMNS) if row["method"] in asked]
 
 
@@ -126,7 +126,9 @@ def take():
             continue
         rows = artifacts.read_csv(source, artifacts.RESULT_COLUMNS)
         # as tasks.py had them when they were played, and has them now
-        rows = [row | made_by(row) for row in rows if not row["changed"]]
+        rows = [row for row in rows if not row["changed"]]
+        check_runs(rows)
+        rows = [row | made_by(row) for row in rows]
         new = [row for row in rows if not row["changed"]]
         runs = {(row["method"], row["seed"]) for row in new}
         others = [row for row in shipped_rows(cell) if (row["method"], row["seed"]) not in runs]
@@ -146,15 +148,32 @@ def take():
             for method in dict.fromkeys(row["method"] for row in rows)}))
         path = shipped_path(cell)
         if rows and not (path.exists() and path.read_bytes() == content and of_settings(cell) == made):
-            # the rows first: killed between the two, what is new counts as missing, and is taken again
+            # killed between the two, what is new counts as missing, and is taken again
+            if not path.exists():
+                artifacts.write_json(settings_path(cell), made)
             artifacts.write_whole(path, lambda part, content=content: part.write_bytes(content))
             artifacts.write_json(settings_path(cell), made)
             print(f"{path}: {len(rows):,} rows of {len({(r['method'], r['seed']) for r in rows})} runs")
 
 
+def check_runs(rows):
+    """One line and exit if rows are not those of the runs that are here now, which say what made them."""
+    runs = {}
+    for row in rows:
+        runs.setdefault(run_of(row), []).append(row)
+    for run, own in runs.items():
+        if not gathering.is_of(own, artifacts.run_folder(run)):
+            fail(f"runs/{run} was trained or played anew since its rows were gathered; gather them again: "
+                 f"python evaluate.py --collect mini/{cell_of(own[0])}")
+
+
+def run_of(row):
+    return (f"mini/{settings.of_seed(cell_of(row), row['seed'] if row['subset'] != '0' else 0)}/"
+            f"{row['method']}/seed{row['seed']}")
+
+
 def made_by(row):
-    return recorded(f"mini/{settings.of_seed(cell_of(row), row['seed'] if row['subset'] != '0' else 0)}/"
-                    f"{row['method']}/seed{row['seed']}")
+    return recorded(run_of(row))
 
 
 def cell_of(row):

@@ -203,6 +203,7 @@ def load_episodes(folder, made):
             columns = [np.split(arrays[name], np.cumsum(arrays[f"{name}/lengths"])[:-1]) for name in COLUMNS]
             found = dict(zip(arrays["numbers"].tolist(), zip(*columns, strict=True), strict=True))
         except Exception as error:  # a damaged zip raises one of seven types (BadZipFile, zlib.error, ...)
+            artifacts.let_pass(error)
             print(f"{path} is damaged ({type(error).__name__}: {artifacts.first_words(error)}); its episodes "
                   "are played again", flush=True)
             path.unlink()

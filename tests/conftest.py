@@ -281,6 +281,13 @@ def d4rl_folder(tmp_path_factory):
 FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
+def evaluated_as(folder, rows):
+    """eval.csv of a run's folder, of these rows of results/."""
+    from kit import artifacts
+    artifacts.write_csv(folder / "eval.csv", artifacts.RESULT_COLUMNS, [
+        {name: row[name] for name in artifacts.RESULT_COLUMNS} for row in rows])
+
+
 def gone_before(number, work, of=""):
     """Whether work(), in a process of its own, was ended, as by kill -9, before its file operation of this
     number; it had no more, else. of: operations on files in whose path this stands."""

@@ -20,6 +20,7 @@ from kit.artifacts import LOSS_COLUMNS, RESULT_COLUMNS, heldout_path
 from kit.envs import EPISODE_SEED, make_env
 from kit.gathering import collect, digest_of, episodes_of, of_run
 from kit.language_models import dt_trunk
+from kit.results import load_results
 from kit.settings import configuration
 from model import DecisionTransformer
 
@@ -569,6 +570,25 @@ def test_an_episode_too_many_or_too_few_reaches_no_table(cloned, change, said):
     artifacts.write_csv(cloned / "eval.csv", tuple(rows[0]), change(rows))
     with pytest.raises(SystemExit, match=said):
         collect(CELL)
+
+
+def test_a_language_model_may_be_named_in_two_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/own").mkdir(parents=True)
+    for seed, lm in enumerate(("models/own", str(tmp_path / "models/own"))):
+        run = f"mini/hopper-medium-0.1/lamo/seed{seed}"
+        config = configuration(run, lm=lm) | {
+            "lm_id": "own@1", "data": "d@1", "data_sha256": "1", "data_episodes": [0],
+            "data_return_mean": 1.0}
+        folder = artifacts.run_folder(run)
+        artifacts.write_json(folder / "config.json", config)
+        artifacts.write_json(folder / "eval.json", {"episodes": config["episodes"]})
+        own = dict.fromkeys(RESULT_COLUMNS, "0") | of_run(config)
+        artifacts.write_csv(folder / "eval.csv", RESULT_COLUMNS, [
+            own | {"step": step, "target_return": target, "episode": episode}
+            for step, target, episode in episodes_of(config)])
+    collect("mini/hopper-medium-0.1")
+    assert {row["changed"] for row in load_results("mini/hopper-medium-0.1")} == {"lm=models/own"}
 
 
 def test_replications_of_everything_may_differ_in_their_episodes_and_in_nothing_else(tmp_path, monkeypatch):

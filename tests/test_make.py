@@ -5,6 +5,7 @@ import csv
 import functools
 import http.server
 import json
+import os
 import resource
 import shlex
 import shutil
@@ -593,6 +594,19 @@ def test_a_planner_without_an_answer_is_no_plan(kit, words, said):
     done = kit("make", REACHER, *words, check=False)
     assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
     assert not (kit.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_task_that_was_added_is_known_at_once(kit, older):
+    kit("make", "list")
+    before = (kit.folder / "build/axes.mk").stat().st_mtime_ns
+    kit("make", "list")
+    assert (kit.folder / "build/axes.mk").stat().st_mtime_ns == before
+    path = kit.folder / "tasks.py"
+    path.write_text(path.read_text() + '\nTASKS["hopper-large"] = TASKS["hopper-medium"]\n')
+    if older:
+        os.utime(path, (1, 1))  # as rsync -a brings it
+    assert "hopper-large-1" in kit("make", "-n", "hopper-large-1").stdout
 
 
 @pytest.mark.parametrize("version, maker", [((3, 11), "own/bin/python"), ((3, 10), "newer")])

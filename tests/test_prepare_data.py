@@ -471,6 +471,7 @@ def test_a_given_file_is_kept_without_the_word_and_compared_with_it(prepare, mon
     before = stamp(path)
     assert load_provenance(path)["data"].startswith("one.hdf5@")
     assert "up to date, from one.hdf5@" in prepare(cell) and "which was given" in prepare(cell, "--replace")
+    assert "which was given, and it is asked for afresh; give it again" in refused(prepare, cell, "--fresh")
     shutil.copy(one, prepare.folder / "copy.hdf5")
     assert "is up to date" in prepare(cell, "--data", prepare.folder / "copy.hdf5")
     line = refused(prepare, cell, "--data", two)

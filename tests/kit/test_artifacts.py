@@ -1,5 +1,6 @@
 """kit/artifacts.py: what is written is whole, and what is damaged is refused, wherever the damage is."""
 
+import errno
 import json
 import os
 
@@ -53,6 +54,34 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name_and_the_old_one_reads_on
         artifacts.write_whole(path, lambda part: part.write_bytes(b"new"))
         assert reader.read() == b"old" and path.read_bytes() == b"new"
         assert done == ["fsync", "replace"] * 2
+
+
+def test_what_the_machine_refuses_is_no_damage(cell, tmp_path, monkeypatch):
+    path, *_ = cell
+    artifacts.save_tensors(tmp_path / "a.safetensors", {"w": torch.zeros(2)})
+    artifacts.write_json(tmp_path / "a.json", {"a": 1})
+    artifacts.write_csv(tmp_path / "a.csv", ("a",), [{"a": 1}])
+
+    def refusing(*_, **more):
+        raise error
+
+    for name in ("open", "Path"):
+        monkeypatch.setattr(artifacts, name, refusing, raising=False)
+    monkeypatch.setattr(np, "load", refusing)
+    monkeypatch.setattr(artifacts.seals, "read_json", refusing)
+    for error in (PermissionError(errno.EACCES, "denied"), OSError(errno.EIO, "I/O"), MemoryError()):
+        for read in (lambda: artifacts.load_tensors(tmp_path / "a.safetensors"),
+                     lambda: artifacts.load_provenance(path), lambda: artifacts.read_arrays(path, ()),
+                     lambda: artifacts.read_json(tmp_path / "a.json", "delete it"),
+                     lambda: artifacts.read_csv(tmp_path / "a.csv", ("a",))):
+            with pytest.raises(type(error)):
+                read()
+
+
+def test_what_one_may_read_all_may_whom_the_umask_lets(tmp_path):
+    artifacts.save_tensors(tmp_path / "a.safetensors", {"w": torch.zeros(2)})
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
 def test_paths():

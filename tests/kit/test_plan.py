@@ -77,6 +77,12 @@ def test_an_input_that_changed_is_noticed_whatever_its_date(asked, refused, tmp_
     assert "weights was another file when it was trained" in refused()
 
 
+def test_a_table_of_subsets_that_are_all_the_same_is_refused_before_it_is_trained(capsys):
+    with pytest.raises(SystemExit, match="all subsets are the same episodes; say hopper-medium-1 "):
+        plan(["hopper-medium-1-dN"], False, BLANK)
+    assert len(plan(["hopper-medium-1"], False, BLANK | {"SUBSETS": "seed"})) == 3
+
+
 def test_one_folder_under_two_names_is_one_language_model(asked, refused, tmp_path):
     for name in ("models/gpt2", "models/other"):
         (tmp_path / name).mkdir(parents=True)

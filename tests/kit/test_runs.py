@@ -1,5 +1,6 @@
 """What a run goes on from: stopped, killed or damaged at any step, it ends in the same bytes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -138,6 +139,25 @@ def damage(name):
     path.write_bytes(whole)
 
 
+def test_a_state_that_the_machine_does_not_let_be_read_is_kept(once, monkeypatch, capsys):
+    """safetensors says of it that it is not there."""
+    with pytest.raises(Killed):
+        train({6: killed}, state_every=0.0)
+
+    def refusing(path, *mode):
+        if "state.safetensors" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open(path, *mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "open", refusing, raising=False)
+        with pytest.raises(PermissionError):
+            train()
+    assert {"state.safetensors", "state-before.safetensors"} <= {path.name for path in FOLDER.iterdir()}
+    capsys.readouterr()
+    assert resumed(capsys) == "resuming at step 5" and same(files(), once)
+
+
 @pytest.mark.parametrize("at, before", [(3, 1), (6, 4), (9, 7)])
 def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(once, capsys, at, before):
     with pytest.raises(Killed):
@@ -167,6 +187,15 @@ def test_killed_between_two_savings_it_goes_on_from_the_one_that_is_there(once, 
     assert resumed(capsys) == "resuming at step 5" and same(files(), once)
 
 
+def test_each_change_of_what_computes_is_recorded_also_back_to_the_first(once):
+    for step, threads in ((3, "1"), (5, "2"), (7, "1"), (8, "1")):
+        with pytest.raises(Killed):
+            train({step: killed}, state_every=0.0, threads=threads)
+    record = seals.read_json(FOLDER / "config.json")
+    assert record["threads"] == "1"
+    assert record["resumed"] == [{"step": 2, "threads": "2"}, {"step": 4, "threads": "1"}]
+
+
 def test_fresh_also_helps_where_the_record_is_damaged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = "mini/hopper-medium-0.01/dt/seed0"
@@ -192,9 +221,12 @@ def test_the_code_of_a_run_is_a_commit_and_rows_that_ship_are_no_code(tmp_path, 
     assert runs.code_version() == "unknown"
     rows, code = tmp_path / "results" / "shipped" / "rows.csv.gz", tmp_path / "train.py"
     rows.parent.mkdir(parents=True)
-    for path in (rows, code):
+    for path in (rows, code, tmp_path / "kit" / "runs.py"):
         path.write_text("before")
     git("init", "-q")
+    git("add", "train.py")
+    git("commit", "-qm", "somebody's own")
+    assert runs.code_version() == "unknown"  # of what lies around the kit
     git("add", "-A")
     git("commit", "-qm", "all")
     commit = git("rev-parse", "--short=12", "HEAD").stdout.strip()
@@ -204,3 +236,5 @@ def test_the_code_of_a_run_is_a_commit_and_rows_that_ship_are_no_code(tmp_path, 
     assert runs.code_version() == commit
     code.write_text("after")
     assert runs.code_version() == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert runs.code_version() == "unknown"

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -326,7 +327,28 @@ def test_differences_are_read_as_a_record_reads():
     assert len(long) < 200, "of a long list the beginning is said"
     inputs = {"inputs": {"a/config.json": "12", "a/model.safetensors": "34"}}
     assert settings.differences(inputs, {"inputs": inputs["inputs"] | {"a/model.safetensors": "56"}}) == [
-        'inputs[a/model.safetensors] is "34", not "56"']
+        'inputs[model.safetensors] is "34", not "56"']
+    moved = {"inputs": {f"../{path}": digest for path, digest in inputs["inputs"].items()}}
+    assert settings.differences(inputs, moved) == [], "a kit that was moved finds the same files"
+    text = {"text": {"sha256": "12", "lm": "mini-early"}}
+    assert settings.differences(text, {"text": {"sha256": "12"}}) == [], "whoever asked for its tokens first"
+    assert settings.differences(text, {"text": {"sha256": "13"}}) == ['text[sha256] is "12", not "13"']
+
+
+def test_cores_are_those_that_a_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    assert settings.cores() == 1
+
+
+def test_a_setting_that_is_gone_from_tasks_py_is_a_difference(monkeypatch):
+    run = "mini/reacher2d-medium-0.3/dt/seed0"
+    record = json.loads(json.dumps(configuration(run))) | {"code": "abc", "lm_id": "none"}
+    assert settings.differences(record, configuration(run)) == [] and settings.changed(run, record) == ""
+    row = {name: value for name, value in tasks.TASKS["reacher2d-medium"].items() if name != "minimum_return"}
+    monkeypatch.setitem(tasks.TASKS, "reacher2d-medium", row)
+    assert settings.differences(record, configuration(run)) == ["minimum_return is 21.0, not null"]
+    assert settings.changed(run, record) == "minimum_return=21.0"
+    assert settings.differences(record, {"episodes": record["episodes"]}) == [], "of some settings alone"
 
 
 def test_a_copy_of_the_language_model_in_a_folder_of_its_name_is_no_other_setting():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import one_line
+from conftest import evaluated_as, one_line
 from scipy import stats
 from test_plot import make_rows
 
@@ -233,6 +233,7 @@ def test_make_claims(kit):
     assert out.startswith("of the rows in results/mini\n") and "lamo - dt" in out and "-0.1 " not in out
     (kit.folder / "results/mini").rename(kit.folder / "others")
     assert "lamo - dt" in kit("make", "claims", "RESULTS=others").stdout
+    assert "paper.report mini --results 'others'\n" in kit("make", "-n", "report", "RESULTS=others").stdout
     alone = kit.folder / "others/hopper-medium-0.01.csv"
     alone.rename(alone.with_stem("hopper-medium-0.01-d3"))
     assert "-d3.csv is of subset 3 alone" in one_line(kit("make", "claims", "RESULTS=others", check=False))
@@ -248,15 +249,20 @@ def test_other_starts_count_where_seeds_share_them(profile):
 
 def test_one_replication_of_a_table_of_subsets_has_its_own_record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "results/mini/hopper-medium-0.01-dN.csv",
-          [row for row in runs("lamo", *LAMO, lambda seed: seed) if row["seed"] == 1])
+    rows = [row for row in runs("lamo", *LAMO, lambda seed: seed) if row["seed"] == 1]
+    write(tmp_path / "results/mini/hopper-medium-0.01-dN.csv", rows)
     for name in ("hopper-medium-0.01", "hopper-medium-0.01-d1"):
         run = artifacts.run_folder(f"mini/{name}/lamo/seed1")
+        evaluated_as(run, rows)
         artifacts.write_json(run / "config.json", {"cell": name, "code": "abc"})
         artifacts.write_json(run / "eval.json", {"played_by": [{"code": "def"}]})
     cells, _ = grid.gather("mini", Path("results/mini"))
     (record,) = cells["hopper-medium-0.01"]["lamo"]["records"].values()
     assert (record["cell"], record["code"]) == ("hopper-medium-0.01-d1", "abc+def")
+    evaluated_as(run, [row | {"length": 2} for row in rows])
+    cells, (trouble,) = grid.gather("mini", Path("results/mini"))
+    assert "d1/lamo/seed1 was trained or played anew since" in trouble
+    assert not cells["hopper-medium-0.01"]["lamo"]["records"]
 
 
 def test_the_report_takes_subsets_before_seeds_of_one(tmp_path, monkeypatch):
@@ -264,12 +270,13 @@ def test_the_report_takes_subsets_before_seeds_of_one(tmp_path, monkeypatch):
     folder = tmp_path / "results/mini"
     write(folder / "hopper-medium-0.01.csv", runs("lamo", *LAMO) + runs("dt", *DT) + runs("wiki", *DT))
     write(folder / "hopper-medium-0.01-d3.csv", runs("lamo", *DT))
-    write(folder / "hopper-medium-0.01-dN.csv", [
-        row for method in ("lamo", "bc") for row in runs(method, [10.0, 20.0], [0.1, 0.1], lambda seed: seed)]
-        + runs("dt", [7.0], [0.1], lambda seed: seed))
+    of_subsets = [row for method in ("lamo", "bc")
+                  for row in runs(method, [10.0, 20.0], [0.1, 0.1], lambda seed: seed)]
+    write(folder / "hopper-medium-0.01-dN.csv", of_subsets + runs("dt", [7.0], [0.1], lambda seed: seed))
     for name, seed in (("hopper-medium-0.01", 0), ("hopper-medium-0.01-d1", 1), ("hopper-medium-0.01-d1", 0)):
         run = artifacts.run_folder(f"mini/{name}/lamo/seed{seed}")
         artifacts.write_json(run / "config.json", {"cell": name})
+        evaluated_as(run, [row for row in of_subsets if row["method"] == "lamo" and row["seed"] == seed])
     cells, troubles = grid.gather("mini", Path("results/mini"))
     assert list(cells) == ["hopper-medium-0.01"] and not troubles
     found = {method: (line["over"], line["score"]) for method, line in cells["hopper-medium-0.01"].items()}

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import one_line
+from conftest import evaluated_as, one_line
 from test_plot import make_rows
 
 from kit import artifacts, settings
-from kit.results import published
+from kit.results import files_of, published
 from paper import grid, report, tables
 from paper.provenance import warnings_of
 
@@ -267,10 +267,13 @@ def test_provenance_has_a_row_a_cell_and_method(page):
 
 def test_what_runs_recorded_and_what_to_be_wary_of(tmp_path):
     shutil.copytree(SYNTHETIC, tmp_path / "results")
+    rows = artifacts.read_csv(SYNTHETIC / "paper/hopper-medium-1.csv", ("profile",))
     for seed, code in enumerate(("aaaa", "aaaa", "bbbb-dirty", "aaaa")):
         folder = tmp_path / f"runs/paper/hopper-medium-1/lamo/seed{seed}"
         artifacts.write_json(folder / "config.json", {"code": code, "torch": "2.13.0", "numpy": "2.4.6",
                                                       "device": "cuda", "data_sha256": "f00d" * 16})
+        own = [row for row in rows if row["method"] == "lamo" and row["seed"] == str(seed)]
+        evaluated_as(folder, own or rows[:1])
         artifacts.write_json(folder / "cost.json", {
             "wall": 1800.0, "cpu": 900, "peak_memory": 5e8 * (seed + 1), "training": {"wall": 9e9}})
     (folder.parent / "seed2/cost.json").write_text("{")
@@ -290,6 +293,17 @@ def test_each_subset_has_data_of_its_own_which_is_nothing_to_be_wary_of():
             "evaluations": 2, "window": 2, "changed": "", "over": "subsets"}
     assert warnings_of(line, {0, 1, 2}) == []
     assert "mixed data: 0000" in warnings_of(line | {"over": "seeds"}, {0, 1, 2})[0]
+
+
+def test_what_somebody_is_writing_is_no_result_and_no_film(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("results/paper/.pong-medium-1.vm-1.99.part.csv", "results/paper/pong-medium-1.csv",
+                 "videos/paper/pong-medium-1/dt/.seed0.vm-1.99.part.gif",
+                 "videos/paper/pong-medium-1/dt/seed0.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in files_of(Path("results/paper"))] == ["pong-medium-1.csv"]
+    assert [*report.films_of("paper").files] == ["pong-medium-1/dt/seed0"]
 
 
 def test_a_subset_alone_is_named_and_no_failure(tmp_path, capsys):

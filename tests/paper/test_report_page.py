@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import evaluated_as
 from test_report import SYNTHETIC, Page, average, rows_of, seed_scores, write_report
 
 from kit import artifacts
@@ -161,6 +162,9 @@ def test_hostile_text_is_shown_as_text(tmp_path):
             row | {"lm": HOSTILE, "data": f"{HOSTILE}\n@1", "changed": f"lm={HOSTILE}"} for row in rows])
     artifacts.write_json(tmp_path / "runs/paper/hopper-medium-1/lamo/seed0/config.json",
                          {"code": HOSTILE, "torch": HOSTILE, "data_sha256": [HOSTILE], "cost": HOSTILE})
+    evaluated_as(tmp_path / "runs/paper/hopper-medium-1/lamo/seed0", [
+        row for row in artifacts.read_csv(tmp_path / "results/paper/hopper-medium-1.csv", ("profile",))
+        if row["method"] == "lamo" and row["seed"] == "0"])
     (tmp_path / "results/paper/<img src=x>.csv").write_text("a\n")
     text, _ = write_report(tmp_path, figures=True)
     page = Page(text)

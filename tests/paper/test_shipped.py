@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import KIT
+from conftest import KIT, evaluated_as
 from PIL import Image
 from test_claims import runs
 from test_plot import make_rows
@@ -40,6 +40,7 @@ def there(tmp_path, monkeypatch):
                 "steps": last, "data_sha256": (data or f"{seed}") * 64, "code": code, "torch": "2",
                 "numpy": "3", "device": "cpu", "threads": 1} | other)
             artifacts.write_json(folder / "eval.json", played or {})
+            evaluated_as(folder, [row for row in rows if (row["method"], row["seed"]) == (method, seed)])
         columns = artifacts.RESULT_COLUMNS + artifacts.EXTRA_COLUMNS
         path = artifacts.results_path(f"mini/{CELL}-dN")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,23 @@ def test_rows_are_shipped_with_what_made_them_and_stay(there, capsys):
     assert not troubles and line["records"][0]["code"] == "def" and line["records"][1]["code"] == "abc"
 
 
+def test_rows_of_a_run_that_was_trained_anew_since_are_not_shipped_as_its_own(there):
+    there("lamo", [40, 41])
+    path = artifacts.results_path(f"mini/{CELL}-dN")
+    before = path.read_bytes()
+    there("lamo", [40, 45], code="def", last=1200)
+    folder = artifacts.run_folder(f"mini/{CELL}-d1/lamo/seed1")
+    evaluated_as(folder, [row | {"length": 2} for row in artifacts.read_csv(folder / "eval.csv", ())])
+    path.write_bytes(before)  # as they were gathered
+    line = f"runs/mini/{CELL}-d1/lamo/seed1 was trained or played anew .* --collect mini/{CELL}-dN"
+    with pytest.raises(SystemExit, match=line):
+        run("--take")
+    (folder / "eval.csv").unlink()  # it is being trained
+    with pytest.raises(SystemExit, match=line):
+        run("--take")
+    assert not shipped.shipped_path(CELL).exists()
+
+
 def test_a_row_names_all_that_trained_and_played_its_run(there):
     """One run went on under another commit, and was played by a third, in another precision."""
     machine = {"torch": "2", "numpy": "3", "device": "cpu", "threads": 1}
@@ -130,6 +148,17 @@ def test_a_kill_between_rows_and_settings_makes_no_row_current(there, monkeypatc
     assert not shipped.shipped_rows(CELL)
     run("--take")
     assert {row["seed"] for row in shipped.shipped_rows(CELL)} == {"0"}
+    for path in (shipped.shipped_path(CELL), shipped.settings_path(CELL)):
+        path.unlink()
+    with monkeypatch.context() as patch:  # of a new cell
+        patch.setattr(artifacts, "write_whole", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run("--take")
+    assert missing() and not shipped.shipped_rows(CELL)
+    run("--take")
+    assert {row["seed"] for row in shipped.shipped_rows(CELL)} == {"0"}
+    monkeypatch.setattr(shipped, "METHODS", {name: METHODS[name] for name in METHODS if name != "dt"})
+    assert not shipped.shipped_rows(CELL), "of a method that is gone"
 
 
 @pytest.mark.parametrize("other", [{"last": 100_000}, {"last": 600}, {"lr": 7e-3}])
