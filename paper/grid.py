@@ -61,12 +61,13 @@ def gather(profile, folder):
 
 
 def attempt(troubles, function, *arguments):
-    """function(*arguments); None, and its message in troubles, if it ends the program: one damaged file
-    shall not hide what all others say."""
+    """function(*arguments); None, and its message in troubles, if it ends the program, or the machine refuses
+    it a file: one file shall not hide what all others say."""
     try:
         return function(*arguments)
-    except SystemExit as stop:
-        said, files = str(stop.code).partition(": ")[2], [one for one in arguments if isinstance(one, Path)]
+    except (SystemExit, OSError) as stop:
+        said = stop.strerror or str(stop) if isinstance(stop, OSError) else str(stop.code).partition(": ")[2]
+        files = [one for one in arguments if isinstance(one, Path)]
         troubles.append("".join(f"{path}: " for path in files if str(path) not in said) + said)
 
 

@@ -3,6 +3,7 @@
 import base64
 import collections
 import csv
+import errno
 import html.parser
 import itertools
 import math
@@ -293,6 +294,14 @@ def test_each_subset_has_data_of_its_own_which_is_nothing_to_be_wary_of():
             "evaluations": 2, "window": 2, "changed": "", "over": "subsets"}
     assert warnings_of(line, {0, 1, 2}) == []
     assert "mixed data: 0000" in warnings_of(line | {"over": "seeds"}, {0, 1, 2})[0]
+
+
+def test_a_file_that_may_not_be_read_hides_no_other():
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    troubles = []
+    assert grid.attempt(troubles, refused, Path("a.csv")) is None and troubles == ["a.csv: Permission denied"]
 
 
 def test_what_somebody_is_writing_is_no_result_and_no_film(tmp_path, monkeypatch):
