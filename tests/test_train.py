@@ -337,7 +337,8 @@ def test_the_language_loss_is_in_the_loss_and_its_text_loaded_only_then(prepared
     prepared("train.py", run, *SHORT, *lm, "--lm_weight", "0.1", "--replace")
     assert all(3 < float(row["language_loss"]) < 8 for row in rows())  # log(300) = 5.7 at random
     text = artifacts.text_path("paper", tokenizer_digest(str(tiny_gpt2)))
-    assert read_config(prepared, run)["text"] == artifacts.load_provenance(prepared.folder / text)
+    record, made = read_config(prepared, run)["text"], artifacts.load_provenance(prepared.folder / text)
+    assert made.pop("lm") == str(tiny_gpt2) and record == made  # whoever asked for the tokens first
     assert files(folder)["final.safetensors"] != without
 
 
