@@ -46,7 +46,6 @@ RESULT_COLUMNS = ("profile", "data", "lm", "task", "ratio", "method", "seed", "s
 LOSS_COLUMNS = ("heldout_loss", "heldout_episodes", "heldout_data", "heldout_floor", "train_loss",
                 "bits_per_byte", "heldout_decisions")
 EXTRA_COLUMNS = (*LOSS_COLUMNS, "subset", "score_window", "changed")  # of results/, behind RESULT_COLUMNS
-os.umask(UMASK := os.umask(0))  # which cannot be read without setting it
 
 
 def source_name(data):
@@ -118,16 +117,13 @@ def figure_path(cell):
 # --- writing whole -----------------------------------------------------------------------------
 
 def write_whole(path, write):
-    """Call write(temporary path), then rename: readers see the old file or the new one, whole, and whoever
-    the umask lets. One line and exit if the disk is full, or the folder cannot be written; what was there
-    stays."""
+    """Call write(temporary path), then rename: readers see the old file or the new one, whole. One line and
+    exit if the disk is full, or the folder cannot be written; what was there stays."""
     path = Path(path)
     part = seals.part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        with contextlib.suppress(OSError):  # a file system without modes
-            part.chmod(0o666 & ~UMASK)  # safetensors would let nobody else read it
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -361,8 +357,16 @@ def save_tensors(path, tensors, **metadata):
     """Write {name: torch tensor}, and JSON values beside them. safetensors has no checksum of its own."""
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
     metadata["sha256"] = arrays_digest(arrays, metadata)
-    # one key, because safetensors writes several in an order that changes from process to process
-    write_whole(path, lambda part: save_file(arrays, part, {"lamo": json.dumps(metadata)}))
+
+    def write(part):
+        part.touch()
+        mode = part.stat().st_mode
+        # one key, because safetensors writes several in an order that changes from process to process
+        save_file(arrays, part, {"lamo": json.dumps(metadata)})
+        if part.stat().st_mode != mode:  # it lets nobody else read what it writes
+            part.chmod(mode)
+
+    write_whole(path, write)
 
 
 def load_tensors(path):

@@ -149,7 +149,7 @@ def take():
         path = shipped_path(cell)
         if rows and not (path.exists() and path.read_bytes() == content and of_settings(cell) == made):
             # killed between the two, what is new counts as missing, and is taken again
-            if not path.exists():
+            if not path.exists():  # rows without settings are refused
                 artifacts.write_json(settings_path(cell), made)
             artifacts.write_whole(path, lambda part, content=content: part.write_bytes(content))
             artifacts.write_json(settings_path(cell), made)

@@ -30,6 +30,12 @@ def test_the_front_page_can_be_finished():
     assert all(len(line) <= 120 for line in lines if not line.startswith("|"))
 
 
+def test_the_differences_are_numbered_without_a_gap():
+    """Other pages and the code name them by number."""
+    numbers = re.findall(r"^ ?(\d+)\. ", (KIT / "docs/differences.md").read_text(), re.M)
+    assert [*map(int, numbers)] == [*range(1, len(numbers) + 1)] and len(numbers) > 30
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):

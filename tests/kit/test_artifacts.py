@@ -71,7 +71,7 @@ def test_what_the_machine_refuses_is_no_damage(cell, tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts.seals, "read_json", refusing)
     for error in (PermissionError(errno.EACCES, "denied"), OSError(errno.EIO, "I/O"), MemoryError()):
         for read in (lambda: artifacts.load_tensors(tmp_path / "a.safetensors"),
-                     lambda: artifacts.load_provenance(path), lambda: artifacts.read_arrays(path, ()),
+                     lambda: artifacts.load_provenance(path), lambda: artifacts.load_arrays(path, ()),
                      lambda: artifacts.read_json(tmp_path / "a.json", "delete it"),
                      lambda: artifacts.read_csv(tmp_path / "a.csv", ("a",))):
             with pytest.raises(type(error)):
